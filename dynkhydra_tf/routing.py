@@ -1,0 +1,162 @@
+"""Routing: run each branch only on the images that need it, then combine what came out.
+
+Dispatch and combine meet in one small record, `Routes`: a flat list of (image, branch, projection).
+Training, evaluation and export differ only in which pairs they ask for and in how they weight them.
+
+Axis letters: B batch, N branches (nb), R routes (pairs of image and branch that were run),
+H W C feature map of the stem, h w c projection of a branch.
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+ROUTINGS = ("routed", "dense")
+
+
+class Routes(NamedTuple):
+    """What the branches gave, a row for each pair of image and branch that was run.
+
+    Attributes:
+        projections: (R, h, w, c), in the branches' compute dtype.
+        image: (R,) int64, the row of the batch; the pairs are sorted by branch, then by image.
+        branch: (R,) int64.
+    """
+
+    projections: tf.Tensor
+    image: tf.Tensor
+    branch: tf.Tensor
+
+
+def combine(values, routes, weights):
+    """Returns the weighted sum of the routes' values for each image, in one segment-sum.
+
+    Args:
+        values: (R, ...), a row for each route: the projections, or something computed from them.
+        routes: `Routes`.
+        weights: (B, N), the weight of each branch for each image; a route that should not count
+            has weight 0.
+
+    Returns:
+        (B, ...), the dtype of `values`; zeros for an image without a route.
+    """
+    weight = tf.gather_nd(weights, tf.stack([routes.image, routes.branch], axis=1))
+    weight = tf.reshape(tf.cast(weight, values.dtype), [-1] + [1] * (values.shape.rank - 1))
+    shape = tf.concat([tf.shape(weights)[:1], tf.shape(values)[1:]], axis=0)
+    # scatter_nd adds up rows of equal index; its gradient is a plain gather, while that of
+    # unsorted_segment_sum writes two more arrays of the size of `values`.
+    return tf.scatter_nd(routes.image[:, tf.newaxis], values * weight, tf.cast(shape, tf.int64))
+
+
+class Branches(keras.Layer):
+    """The nb twin branches, and their dense or routed execution.
+
+    The weights of all branches are stacked, (N, ...) each, and one traced function runs a branch on
+    its slice of the stacks. With nb = 20 this makes 20 times fewer variables to build, update, save
+    and load than 20 Keras models, and the branch is traced once, not 20 times.
+
+    `routed`: an image's features are gathered, split by branch and each branch runs on its own rows
+    under `tf.cond`; a branch that no image needs is not run. `dense`: every branch runs on the whole
+    batch. The two agree where batch normalisation uses moving statistics; with batch statistics a
+    routed branch normalises over its own images, which is also what it meets at inference.
+
+    Args:
+        make_branch: callable without arguments that returns one branch, a Keras layer
+            (B, H, W, C) -> (B, h, w, c); called nb times for the initial weights.
+        num_branches: int, N.
+        routing: "routed" or "dense".
+    """
+
+    supports_jit = False  # XLA's static shapes undo the routing
+
+    def __init__(self, make_branch, num_branches, routing="routed", **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.make_branch = make_branch
+        self.num_branches = num_branches
+        self.routing = routing
+
+    def build(self, features_shape):
+        """Creates the stacks from nb freshly initialised branches."""
+        branches = [self.make_branch() for _ in range(self.num_branches)]
+        for branch in branches:
+            branch.build(features_shape)
+        self._runner = _Runner(branches[0], features_shape)
+        self.stacks = [
+            self.add_weight(
+                name=weight.path.replace("/", "_"),
+                shape=(self.num_branches, *weight.shape),
+                dtype=weight.dtype,
+                initializer=lambda shape, dtype, twins=twins: tf.stack([w.value for w in twins]),
+                trainable=weight.trainable,
+            )
+            for weight, twins in zip(branches[0].weights, zip(*(b.weights for b in branches)), strict=True)
+        ]
+
+    @property
+    def projection_shape(self):
+        """(h, w, c) of one projection."""
+        return self._runner.projection_shape
+
+    def branch(self, index):
+        """Returns branch `index` as a Keras layer of its own, with a copy of its weights."""
+        branch = self.make_branch()
+        branch.build(self._runner.features_shape)
+        branch.set_weights([stack.numpy()[index] for stack in self.stacks])
+        return branch
+
+    def call(self, features, needed, training=False):
+        """Runs the branches.
+
+        Args:
+            features: (B, H, W, C), the output of the stem.
+            needed: (B, N) bool: run branch b on image i. Dense routing runs all pairs.
+            training: bool; if true, moving statistics are updated (only of branches that ran).
+
+        Returns:
+            `Routes` of all pairs that were run.
+        """
+        # Ints from here on: oneDNN has no transposition of bools and says so in every run.
+        needed = tf.cast(tf.ones_like(needed) if self.routing == "dense" else needed, tf.int32)
+        branch, image = tf.unstack(tf.where(tf.transpose(needed)), axis=1)
+        if self.routing == "dense":
+            rows = [features] * self.num_branches
+        else:
+            # One gather for all branches, whose gradient is one segment-sum: a gather for each
+            # branch would fill a zero map of the whole batch for each of them on the way back.
+            rows = tf.gather(features, image)
+            rows = tf.split(rows, tf.reduce_sum(needed, axis=0), num=self.num_branches)
+        run = self._runner.train if training else self._runner.infer
+        twins = zip(*(tf.unstack(stack.value) for stack in self.stacks), strict=True)
+        projections, states = zip(*(run(r, list(w)) for r, w in zip(rows, twins, strict=True)), strict=True)
+        if training:
+            stateful = [stack for stack in self.stacks if not stack.trainable]
+            for stack, values in zip(stateful, zip(*states, strict=True), strict=True):
+                stack.assign(tf.stack(values))
+        return Routes(tf.concat(projections, axis=0), image, branch)
+
+
+class _Runner:
+    """One branch as a traced function of its weights; not a Keras object, so that none tracks it."""
+
+    def __init__(self, branch, features_shape):
+        self.branch = branch
+        self.features_shape = features_shape
+        projection = branch.compute_output_spec(keras.KerasTensor(features_shape))
+        self.projection_shape = tuple(projection.shape[1:])
+        self.projection_dtype = projection.dtype
+        self.trainable = [weight.trainable for weight in branch.weights]
+        self.train = tf.function(lambda rows, weights: self._run(rows, weights, True), reduce_retracing=True)
+        self.infer = tf.function(lambda rows, weights: self._run(rows, weights, False), reduce_retracing=True)
+
+    def _run(self, rows, weights, training):
+        state = [w for w, trainable in zip(weights, self.trainable, strict=True) if not trainable]
+        learned = [w for w, trainable in zip(weights, self.trainable, strict=True) if trainable]
+
+        def run_branch():
+            return self.branch.stateless_call(learned, state, rows, training=training)
+
+        def skip():
+            return tf.zeros((0, *self.projection_shape), self.projection_dtype), state
+
+        return tf.cond(tf.shape(rows)[0] > 0, run_branch, skip)

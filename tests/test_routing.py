@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dynkhydra_tf.routing import Branches, Routes, combine
+from tests.conftest import TinyBackbone
+
+FEATURES = np.random.default_rng(1).normal(size=(4, 4, 4, 4)).astype(np.float32)
+
+
+def make_branches(routing="routed", num_branches=3):
+    keras.utils.set_random_seed(0)
+    branches = Branches(TinyBackbone().branch, num_branches, routing)
+    branches.build((None, 4, 4, 4))
+    return branches
+
+
+def fill(branches, index, value):
+    """Fills all weights of one branch."""
+    for stack in branches.stacks:
+        values = stack.numpy()
+        values[index] = value
+        stack.assign(values)
+
+
+def test_combine_by_hand():
+    # Image 0: 2 * 1 + 3 * 10; image 1: no route; image 2: 5 * 100, and a route of weight 0.
+    routes = Routes(np.float32([[1], [1000], [10], [100]]), *map(np.int64, ([0, 2, 0, 2], [0, 0, 1, 1])))
+    weights = np.float32([[2, 3], [7, 7], [0, 5]])
+    np.testing.assert_array_equal(
+        combine(tf.constant(routes.projections), routes, weights), [[32], [0], [500]]
+    )
+
+
+def test_routes_name_the_pairs_that_were_needed():
+    needed = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
+    routes = make_branches()(FEATURES, needed)
+    assert routes.branch.numpy().tolist() == [0, 0, 2, 2]
+    assert routes.image.numpy().tolist() == [0, 3, 0, 1]
+    assert routes.projections.shape == (4, 2, 2, 6)
+
+
+def test_a_route_is_its_branch_on_its_image():
+    branches = make_branches()
+    routes = branches(FEATURES, np.array([[1, 0, 1], [0, 0, 1], [0, 1, 0], [1, 0, 0]], bool))
+    for projection, image, branch in zip(*(part.numpy() for part in routes), strict=True):
+        alone = branches.branch(int(branch))(FEATURES[image : image + 1])
+        np.testing.assert_allclose(projection, alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_twins_start_with_different_weights():
+    first, second = make_branches().branch(0), make_branches().branch(1)
+    assert not np.allclose(first.get_weights()[0], second.get_weights()[0])
+
+
+def test_a_branch_that_is_not_needed_is_not_run():
+    needed = np.array([[1, 0, 1]] * 4, bool)
+    branches = make_branches()
+    fill(branches, 1, np.nan)
+    assert np.isfinite(branches(FEATURES, needed).projections).all()
+    # The check can fail: a needed branch of NaN shows.
+    fill(branches, 2, np.nan)
+    assert not np.isfinite(branches(FEATURES, needed).projections).all()
+
+
+@pytest.mark.parametrize("routing", ["routed", "dense"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_that_needs_nothing(routing, training):
+    branches = make_branches(routing)
+    routes = branches(FEATURES, np.zeros((4, 3), bool), training=training)
+    assert routes.projections.shape == (12 if routing == "dense" else 0, 2, 2, 6)
+
+
+def test_training_moves_the_statistics_of_the_branches_that_ran():
+    branches = make_branches()
+    moving_mean = next(stack for stack in branches.stacks if "moving_mean" in stack.path)
+    branches(FEATURES, np.array([[1, 0, 0]] * 4, bool), training=True)
+    moved = np.abs(moving_mean.numpy()).sum(axis=1) > 0
+    assert moved.tolist() == [True, False, False]
+
+
+def test_one_branch_is_traced_once_for_all():
+    calls = []
+
+    class Counting(keras.layers.Dense):
+        def call(self, x, training=None):
+            calls.append(x.shape)
+            return super().call(x)
+
+    branches = Branches(lambda: keras.Sequential([Counting(3)]), 5)
+    branches.build((None, 2, 2, 1))
+    calls.clear()
+    needed = np.eye(5, dtype=bool)
+
+    @tf.function
+    def run(x):
+        return branches(x, needed).projections
+
+    run(np.ones((5, 2, 2, 1), np.float32))
+    assert len(calls) == 1
+
+
+def test_dense_and_routed_agree_in_outputs_and_gradients():
+    needed = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 1], [1, 0, 0]], bool)
+    weights = tf.constant([[1, 0.5, 0], [0, 1, 0], [0, 0.25, 2], [1, 0, 0]], tf.float32)
+    results = []
+    for routing in ("routed", "dense"):
+        branches = make_branches(routing)
+        features = tf.constant(FEATURES)
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            routes = branches(features, needed)
+            combined = combine(routes.projections, routes, weights)
+            loss = tf.reduce_sum(combined**2)
+        variables = [v.value for v in branches.trainable_variables]
+        gradients = tape.gradient(loss, [features, *variables])
+        results.append([combined, *map(tf.convert_to_tensor, gradients)])
+    for routed, dense in zip(*results, strict=True):
+        assert np.abs(dense).max() > 0
+        np.testing.assert_allclose(routed, dense, rtol=1e-4, atol=1e-5)
