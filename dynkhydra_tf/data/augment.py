@@ -1,0 +1,145 @@
+"""Augmentation of whole batches on the CPU: shift, horizontal flip and cutout, each image on its own.
+
+The paper names cutout but no sizes; 4 px of shift, flip and a cutout of 16 px are the usual choice for
+CIFAR-100 and ours. Everything here is a function of the images and a seed: a run that is interrupted and
+resumed sees the same augmented images. B is the batch, S the side of the square images.
+"""
+
+import tensorflow as tf
+
+from dynkhydra_tf.errors import UserError
+
+
+class Augmentation:
+    """Shifts, flips and cuts each image of a batch at random.
+
+    An object and not a function, because keras-cv's layer makes a variable, which a traced function must not.
+
+    Args:
+        image_size: S.
+        fill: 3 numbers in 0..255, the colour of what is shifted in and cut out (the data set's mean colour,
+            so that after normalisation it is zero); rounded for uint8 images.
+        shift: most pixels an image moves in each direction; 0 for none.
+        flip: whether to mirror half of the images left to right.
+        cutout: side in pixels of the square that is cut out of each image; 0 for none. The centre is
+            anywhere in the image, so the square can hang over the border.
+
+    Call arguments:
+        images: (B,S,S,3), uint8 or floating, values 0..255; B need not be known statically.
+        seed: (2,) integer; the same seed gives the same result for the same images.
+
+    Returns:
+        (B,S,S,3), the dtype of `images`.
+
+    Raises:
+        UserError: `shift` or `cutout` outside [0, S].
+    """
+
+    def __init__(self, image_size, fill, shift=4, flip=True, cutout=16):
+        """Checks the amounts; loads keras-cv where there is something to cut out."""
+        for name, pixels in (("shift", shift), ("cutout", cutout)):
+            if not 0 <= pixels <= image_size:
+                raise UserError(
+                    f"{name} must be from 0 to {image_size}, the image size. Received: {name}={pixels}"
+                )
+        self.image_size = image_size
+        self.fill = fill
+        self.shift = shift
+        self.flip = flip
+        self.cut_squares = SquareCutter(cutout) if cutout else None
+
+    def __call__(self, images, seed):
+        """Augments a batch; see the class."""
+        count = tf.shape(images)[0]
+        shift_seed, flip_seed, cutout_seed = tf.unstack(tf.random.split(seed, 3))
+        if self.shift or self.flip:
+            offsets = tf.random.stateless_uniform(
+                (count, 2), shift_seed, -self.shift, self.shift + 1, tf.int32
+            )
+            mirrored = tf.random.stateless_uniform((count,), flip_seed) < (0.5 if self.flip else 0.0)
+            images = move(images, offsets, mirrored, self.fill)
+        if self.cut_squares:
+            centers = tf.random.stateless_uniform((count, 2), cutout_seed, 0, self.image_size, tf.int32)
+            images = self.cut_squares(images, centers, self.fill)
+        return images
+
+
+def move(images, offsets, mirrored, fill):
+    """Mirrors the marked images left to right, then shifts each by its own offset.
+
+    Both are one gather of pixels: Keras's RandomCrop draws one offset for a whole batch, and a map over
+    the images would cost a kernel call for each of them.
+
+    Args:
+        images: (B,S,S,3), any numeric dtype; S known statically.
+        offsets: (B,2) int32, pixels down and to the right (negative: up, left).
+        mirrored: (B,) bool.
+        fill: 3 numbers, the colour of the pixels that no image pixel moves to.
+
+    Returns:
+        (B,S,S,3), the dtype of `images`.
+    """
+    count, size = tf.shape(images)[0], images.shape[1]
+    rows = tf.range(size) - offsets[:, :1]  # (B,S): the row, and the column, that each one comes from
+    columns = tf.range(size) - offsets[:, 1:]
+    inside = _inside(rows, size)[:, :, None] & _inside(columns, size)[:, None, :]
+    columns = tf.where(mirrored[:, None], size - 1 - columns, columns)
+    first_row = size * tf.range(count)[:, None]
+    source = size * (first_row + rows)[:, :, None] + columns[:, None, :]
+    # One more pixel after the last image, of the fill colour, is where everything outside comes from.
+    pixels = tf.reshape(images, (-1, images.shape[-1]))
+    pixels = tf.concat([pixels, _color(fill, images.dtype)[None]], axis=0)
+    return tf.gather(pixels, tf.where(inside, source, count * size * size))
+
+
+class SquareCutter:
+    """Fills a square of each image, through keras-cv's RandomCutout.
+
+    Called as a layer, RandomCutout falls short twice: its fill is one scalar for all channels, and its draws
+    come from a generator that a resumed run cannot set back. So it is handed the centres, which
+    `augment_images` allows, and what it cuts is a mask: any colour can then be filled in.
+
+    Args:
+        side: pixels; the square covers [centre - side/2, centre + side/2), less what hangs over the border.
+
+    Call arguments:
+        images: (B,S,S,3), any numeric dtype; S known statically.
+        centers: (B,2) int32, row and column.
+        fill: 3 numbers, the colour of the square.
+
+    Returns:
+        (B,S,S,3), the dtype of `images`.
+    """
+
+    def __init__(self, side):
+        """Makes the layer."""
+        import keras_cv  # here, because without cutout it is not needed
+
+        self.side = side
+        # The factors and the seed are not used: every call brings its own rectangles. With seed=None the
+        # layer would take TensorFlow's global generator, which op determinism forbids.
+        self._layer = keras_cv.layers.RandomCutout(0.5, 0.5, seed=1, dtype="float32")
+
+    def __call__(self, images, centers, fill):
+        """Cuts; see the class."""
+        count, size = tf.shape(images)[0], images.shape[1]
+        sides = tf.fill((count,), self.side)
+        rectangles = {
+            "centers_y": centers[:, 0],
+            "centers_x": centers[:, 1],
+            "rectangles_height": sides,
+            "rectangles_width": sides,
+        }
+        kept = self._layer.augment_images(tf.ones((count, size, size, 1)), transformations=rectangles)
+        return tf.where(kept > 0, images, _color(fill, images.dtype))
+
+
+def _inside(index, size):
+    """Where an index lies in [0, size)."""
+    return (index >= 0) & (index < size)
+
+
+def _color(fill, dtype):
+    """`fill` as a (3,) tensor of an image's dtype."""
+    fill = tf.constant(fill, tf.float32)
+    return tf.cast(tf.round(fill) if dtype.is_integer else fill, dtype)

@@ -1,0 +1,69 @@
+"""From a picture of any size to the network's input: the one function for training, evaluation and serving.
+
+The paper (section "Data set") treats each data set in its own way, here the three values of `fit`:
+- "stretch": CIFAR-100 and ImageNet32 come at 32x32 and are left as they are; any other size is stretched.
+- "pad": Food-101 is "padding with zeros to get a square image", then resized to 32x32.
+- "crop": CUB-200 is "cropped centrally to create a square", then scaled to 224x224.
+"""
+
+import tensorflow as tf
+
+from dynkhydra_tf.errors import UserError
+
+FITS = ("stretch", "pad", "crop")
+
+
+def preprocess(image, image_size, fit="stretch"):
+    """Makes a picture square, resizes it and gives it three channels; the same in eager and graph mode.
+
+    A picture that has the right size already comes back bit-exact. Normalisation is not done here: it
+    is part of the model, so that what is cached, augmented and sent to a server stays uint8.
+
+    Args:
+        image: (H,W,C) or (B,H,W,C), values 0..255 of any numeric dtype, static shape known or not (an
+            unknown rank is taken as 3); C is 1 (grey: repeated), 3, or 4 (the alpha channel is dropped).
+        image_size: S, side of the result in pixels.
+        fit: how a picture becomes square: "stretch" ignores its proportions, "pad" adds zeros evenly on
+            both sides of the shorter dimension, "crop" keeps the central square.
+
+    Returns:
+        (S,S,3) or (B,S,S,3), uint8. Resizing is bilinear with antialiasing, rounded to the nearest integer.
+
+    Raises:
+        UserError: an unknown `fit`, or a number of channels other than 1, 3 and 4.
+    """
+    if fit not in FITS:
+        raise UserError(f"fit must be one of {', '.join(FITS)}. Received: fit={fit!r}")
+    image = tf.convert_to_tensor(image)
+    if image.shape.rank is None:
+        image = tf.ensure_shape(image, (None, None, None))
+    if image.shape[-1] not in (None, 1, 3, 4):
+        raise UserError(f"a picture must have 1, 3 or 4 channels. Received: {image.shape[-1]} channels")
+    image = image[..., :3]
+    if fit == "pad":
+        image = _pad_to_square(image)
+    elif fit == "crop":
+        image = _crop_to_square(image)
+    if image.shape[-3:-1] != (image_size, image_size):  # the kernel does not notice that it has nothing to do
+        image = tf.image.resize(image, (image_size, image_size), method="bilinear", antialias=True)
+    if image.dtype != tf.uint8:
+        image = tf.saturate_cast(tf.round(tf.cast(image, tf.float32)), tf.uint8)
+    # Last, so that a grey picture is resized once and not three times.
+    if image.shape[-1] != 3:
+        image = tf.broadcast_to(image, tf.concat([tf.shape(image)[:-1], [3]], axis=0))
+    return tf.ensure_shape(image, (*[None] * (image.shape.rank - 3), image_size, image_size, 3))
+
+
+def _pad_to_square(image):
+    """Zeros around the shorter dimension of (..., H, W, C); of an odd number the extra one is at the end."""
+    height, width = tf.shape(image)[-3], tf.shape(image)[-2]
+    side = tf.maximum(height, width)
+    return tf.image.pad_to_bounding_box(image, (side - height) // 2, (side - width) // 2, side, side)
+
+
+def _crop_to_square(image):
+    """The central square of (..., H, W, C)."""
+    height, width = tf.shape(image)[-3], tf.shape(image)[-2]
+    side = tf.minimum(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[..., top : top + side, left : left + side, :]

@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dynkhydra_tf.data.catalog import ImageData
+from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dynkhydra_tf.errors import UserError
+
+SIZE = 8
+PLAIN = {"shift": 0, "flip": False, "cutout": 0}
+
+
+class CountingSource:
+    """Random images, each with its own number in its corner pixel; counts how often one is read."""
+
+    def __init__(self, count):
+        self.images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+        self.images[:, 0, 0, 0], self.images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+        self.labels = np.arange(count) % 10
+        self.reads = 0
+
+    def read(self, split, *features):
+        assert features == ("image", "label")
+
+        def generate():
+            for pair in zip(self.images, self.labels, strict=True):
+                self.reads += 1
+                yield pair
+
+        return tf.data.Dataset.from_generator(
+            generate, output_signature=(tf.TensorSpec((SIZE, SIZE, 3), tf.uint8), tf.TensorSpec((), tf.int64))
+        )
+
+
+def numbered_data(count, flip=True):
+    """A data set of `count` images of 8x8 px, 10 classes."""
+    return ImageData(
+        name="numbered",
+        class_names=tuple("0123456789"),
+        image_size=SIZE,
+        fit="stretch",
+        flip=flip,
+        mean=(120.0, 125.0, 130.0),
+        std=(60.0, 60.0, 60.0),
+        sizes={"train": count, "validation": 0, "test": count},
+        coarse_names=None,
+        coarse_feature=None,
+        source=CountingSource(count),
+        held_out=None,
+    )
+
+
+def numbers(images):
+    """The numbers of images that have not been augmented."""
+    corner = np.asarray(images)[:, 0, 0].astype(int)
+    return (corner[:, 0] * 256 + corner[:, 1]).tolist()
+
+
+def epochs_of(batches, steps):
+    """The numbers of the images, epoch by epoch."""
+    in_order = numbers(np.concatenate([images for images, _ in batches]))
+    length = len(in_order) * steps // len(batches)
+    return [in_order[start : start + length] for start in range(0, len(in_order), length)]
+
+
+def test_each_epoch_has_every_image_once_in_an_order_of_its_own():
+    data = numbered_data(480)
+    batches = training_batches(data, 16, epochs=3, seed=7, **PLAIN)
+    assert batches.element_spec == (
+        tf.TensorSpec((16, SIZE, SIZE, 3), tf.uint8),
+        tf.TensorSpec((16,), tf.int32),
+    )
+    assert batches.cardinality() == 90
+    epochs = epochs_of(batches, 30)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(480))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    # The whole set is shuffled: the first 160 places hold about a third of each third.
+    for epoch in epochs:
+        assert (np.abs(np.bincount(np.array(epoch[:160]) // 160) - 160 / 3) < 20).all()
+    assert epochs_of(training_batches(data, 16, epochs=3, seed=7, **PLAIN), 30) == epochs
+    assert epochs_of(training_batches(data, 16, epochs=1, seed=8, **PLAIN), 30)[0] != epochs[0]
+
+
+def test_the_remainder_is_dropped_and_is_another_in_each_epoch():
+    data = numbered_data(50)
+    assert steps_per_epoch(data, 8) == 6
+    epochs = epochs_of(training_batches(data, 8, epochs=10, seed=0, **PLAIN), 6)
+    assert [len(set(epoch)) for epoch in epochs] == [48] * 10
+    assert len({frozenset(epoch) for epoch in epochs}) == 10
+
+
+def test_images_keep_their_labels_and_pixels():
+    data = numbered_data(30)
+    for images, labels in training_batches(data, 10, epochs=1, seed=0, **PLAIN):
+        chosen = numbers(images)
+        assert (images.numpy() == data.source.images[chosen]).all()
+        assert (labels.numpy() == data.source.labels[chosen]).all()
+
+
+@pytest.mark.parametrize("initial_step", [0, 1, 5, 6, 9, 17, 18])
+def test_a_resumed_run_sees_what_the_whole_run_sees(initial_step):
+    # 6 steps in an epoch, 3 epochs: within the first, at its end, past it, the last step, nothing left.
+    data = numbered_data(50)
+    arguments = {"batch_size": 8, "epochs": 3, "seed": 3, "shift": 2, "cutout": 4}
+    whole = list(training_batches(data, **arguments))
+    resumed = training_batches(data, **arguments, initial_step=initial_step)
+    assert resumed.cardinality() == 18 - initial_step
+    for (images, labels), (expected_images, expected_labels) in zip(
+        resumed, whole[initial_step:], strict=True
+    ):
+        assert (images.numpy() == expected_images.numpy()).all()
+        assert (labels.numpy() == expected_labels.numpy()).all()
+
+
+def test_augmentation_differs_from_step_to_step():
+    data = numbered_data(1)
+    batches = training_batches(data, 1, epochs=40, seed=0, shift=1, flip=False, cutout=0)
+    seen = {images.numpy().tobytes() for images, _ in batches}
+    # 9 shifts are possible; that 40 draws miss 3 of them or more has a probability below 1e-3.
+    assert len(seen) >= 7
+
+
+def test_flip_follows_the_data_set():
+    arguments = {"batch_size": 100, "epochs": 1, "seed": 0, "shift": 0, "cutout": 0}
+    for flip, asked, mirrors in ((True, None, True), (False, None, False), (True, False, False)):
+        data = numbered_data(100, flip)
+        ((images, _),) = training_batches(data, **arguments, flip=asked)
+        unchanged = (images.numpy()[:, None] == data.source.images).all((2, 3, 4)).any(1)
+        assert unchanged.all() != mirrors
+
+
+def test_training_decodes_each_image_once():
+    data = numbered_data(40)
+    for _ in training_batches(data, 8, epochs=4, seed=0, cutout=4):
+        pass
+    assert data.source.reads == 40
+
+
+def test_evaluation_is_in_order_whole_and_decoded_once():
+    data = numbered_data(50)
+    batches = evaluation_batches(data, "test", 16)
+    assert batches.cardinality() == 4
+    for _ in range(2):
+        images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+        assert images.dtype == np.uint8 and labels.dtype == np.int32
+        assert (images == data.source.images).all()
+        assert (labels == data.source.labels).all()
+    assert data.source.reads == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"batch_size": 51},
+            "batch_size must be from 1 to 50, the number of images in the train split of numbered",
+        ),
+        ({"batch_size": 0}, "Received: batch_size=0"),
+        ({"batch_size": 8, "cutout": 9}, "cutout must be from 0 to 8"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_decoded(arguments, message):
+    data = numbered_data(50)
+    with pytest.raises(UserError, match=message):
+        training_batches(data, epochs=1, seed=0, **{"cutout": 0, **arguments})
+    assert data.source.reads == 0
+
+
+def test_evaluation_of_a_split_without_images_is_refused():
+    with pytest.raises(UserError, match="numbered has images in the splits train, test"):
+        evaluation_batches(numbered_data(50), "validation", 8)
