@@ -90,7 +90,9 @@ class Branches(keras.Layer):
                 initializer=lambda shape, dtype, twins=twins: tf.stack([w.value for w in twins]),
                 trainable=weight.trainable,
             )
-            for weight, twins in zip(branches[0].weights, zip(*(b.weights for b in branches)), strict=True)
+            for weight, twins in zip(
+                branches[0].weights, zip(*(b.weights for b in branches), strict=True), strict=True
+            )
         ]
 
     @property

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from dynkhydra_tf import cli
 from dynkhydra_tf.backbones import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN
 from dynkhydra_tf.hydra import Hydra
@@ -77,3 +78,16 @@ def batch():
         return images, labels
 
     return make
+
+
+@pytest.fixture
+def run_command():
+    """Returns a function that runs a command in this process: its exit status, None where it ends well."""
+
+    def run(main, define_flags, *arguments):
+        try:
+            cli.run(main, define_flags, ["command", *arguments])
+        except SystemExit as leaving:
+            return leaving.code
+
+    return run

@@ -1,6 +1,33 @@
 """What all networks here are built of: the convolution unit and the classifier."""
 
 import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Keras's batch normalisation, computed by TensorFlow's fused op.
+
+    Keras composes it of a dozen passes over the map. With oneDNN the fused op made a routed training
+    step (d=1, nb=20, 2 cores) 1.15 times as fast, and at inference TensorFlow merges it with the
+    convolution before it. Without oneDNN, Keras's own is the faster one in training.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Maps (B, H, W, C), B > 0, to the same; `training` moves the moving statistics."""
+        moving = () if training else (self.moving_mean.value, self.moving_variance.value)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            self.gamma.value,
+            self.beta.value,
+            *moving,
+            epsilon=self.epsilon,
+            is_training=bool(training),
+        )
+        if training:
+            self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
+            self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1 - self.momentum))
+        return outputs
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
@@ -31,7 +58,7 @@ class ConvBN(keras.Layer):
             name="conv",
         )
         # Keras's momentum of 0.99 is too slow for small data sets: digits has 9 steps an epoch.
-        self.norm = keras.layers.BatchNormalization(momentum=0.97, dtype=self.dtype_policy, name="norm")
+        self.norm = BatchNorm(momentum=0.97, dtype=self.dtype_policy, name="norm")
 
     def build(self, input_shape):
         """Creates the weights."""

@@ -7,7 +7,6 @@ seed and the step: step s of a run sees the same images whether or not the run w
 
 import tensorflow as tf
 
-from dynkhydra_tf.data.augment import Augmentation
 from dynkhydra_tf.errors import UserError
 
 
@@ -31,9 +30,7 @@ def steps_per_epoch(data, batch_size, split="train"):
     return size // batch_size
 
 
-def training_batches(
-    data, batch_size, epochs, seed, initial_step=0, shift=4, flip=None, cutout=16, split="train"
-):
+def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, split="train"):
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
     The images are decoded, and held in memory, when this is called.
@@ -43,21 +40,17 @@ def training_batches(
         batch_size: B, images in a batch.
         epochs: number of epochs of the whole run, each in an order of its own.
         seed: int, the seed of the run.
+        augment: callable (images (B,S,S,3) uint8, seed (2,) int) -> images, such as `Augmentation`.
         initial_step: steps already done; skipping them costs nothing.
-        shift: most pixels an image moves, see `Augmentation`; 0 for none.
-        flip: whether to mirror images at random; None: where the data set allows it.
-        cutout: side in pixels of the square cut out, see `Augmentation`; 0 for none.
         split: of `data`.
 
     Returns:
         `tf.data.Dataset` of (images (B,S,S,3) uint8, labels (B,) int32), of known cardinality.
 
     Raises:
-        UserError: B is under 1 or over the number of images; a shift or cutout larger than the image.
+        UserError: B is under 1 or over the number of images.
     """
     steps = steps_per_epoch(data, batch_size, split)
-    flip = data.flip if flip is None else flip
-    augment = Augmentation(data.image_size, data.mean, shift, flip, cutout)
     size = data.sizes[split]
     first_epoch = initial_step // steps
     order_seed, augment_seed = tf.unstack(tf.random.split(tf.constant([seed, 0], tf.int64), 2))

@@ -1,0 +1,1 @@
+"""Figures, and later tables, of finished runs."""

@@ -1,0 +1,288 @@
+"""Evaluation of a trained model: accuracy, gating and compute, at any number of thresholds in one pass.
+
+    python -m dynkhydra_tf.evaluation --run_dir=runs/digits --tau=0,0.02,0.05,0.08,0.1,0.2
+
+Writes evaluation.json, tau.csv, tau.png and branches.png into RUN_DIR/evaluation, or --output_dir.
+Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import textwrap
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from dynkhydra_tf import cli
+from dynkhydra_tf.analysis import figures
+from dynkhydra_tf.costs import hydra_costs, inference_flops
+from dynkhydra_tf.data import evaluation_batches, load_data
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import replacing
+from dynkhydra_tf.flags import read_flags
+from dynkhydra_tf.gating import select_branches
+from dynkhydra_tf.hydra import Hydra
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model did on each image of a split.
+
+    Attributes:
+        taus: (T,) float, ascending.
+        top1, top5: (T, n) bool, whether the class was first, or among the first min(5, M).
+        active: (T, n) int, branches used, lambda of one image.
+        labels: (n,) int.
+        gate_choice: (n,) int, the branch of largest gate probability.
+        used: (T, N) int, images that used each branch.
+        cluster_of_class: (M,) int.
+    """
+
+    taus: np.ndarray
+    top1: np.ndarray
+    top5: np.ndarray
+    active: np.ndarray
+    labels: np.ndarray
+    gate_choice: np.ndarray
+    used: np.ndarray
+    cluster_of_class: np.ndarray
+
+    @property
+    def own_branch(self):
+        """(n,) int, the branch whose partition holds each image's class."""
+        return self.cluster_of_class[self.labels]
+
+    def at(self, tau):
+        """Returns the results at one of `taus` as a dict of plain numbers and lists.
+
+        Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
+        images_by_active_branches (index 0: one branch), branch_use (share of the images that used
+        each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
+        the split has none).
+        """
+        t = int(np.flatnonzero(self.taus == tau)[0])
+        clusters = range(self.used.shape[1])
+        of_cluster = [self.top1[t][self.own_branch == cluster] for cluster in clusters]
+        return {
+            "tau": float(tau),
+            "top1": float(self.top1[t].mean()),
+            "top5": float(self.top5[t].mean()),
+            "gater_accuracy": float((self.gate_choice == self.own_branch).mean()),
+            "active_branches": float(self.active[t].mean()),
+            "images_by_active_branches": np.bincount(self.active[t])[1:].tolist(),
+            "branch_use": (self.used[t] / len(self.labels)).tolist(),
+            "cluster_accuracy": [float(hits.mean()) if hits.size else None for hits in of_cluster],
+        }
+
+    def tau_table(self, flops):
+        """Returns a dict (tau, active_branches, top1, top5, flops) for each tau.
+
+        Args:
+            flops: FLOPs by part, from `hydra_costs`.
+        """
+        return [
+            {
+                "tau": float(tau),
+                "active_branches": float(self.active[t].mean()),
+                "top1": float(self.top1[t].mean()),
+                "top5": float(self.top5[t].mean()),
+                "flops": inference_flops(flops, float(self.active[t].mean())),
+            }
+            for t, tau in enumerate(self.taus)
+        ]
+
+
+def evaluate(model, batches, taus=()):
+    """Evaluates a `Hydra` at its own tau and others, in one pass over the images.
+
+    A lower tau selects all that a higher one does, so each image runs what the lowest needs, and each
+    tau combines its part.
+
+    Args:
+        model: `Hydra`.
+        batches: `tf.data.Dataset` of (images (B, H, W, 3) 0..255, labels (B,) int).
+        taus: further thresholds, floats in [0, 1).
+
+    Returns:
+        `Evaluation`, its taus sorted, each once.
+    """
+    taus = sorted({model.tau, *map(float, taus)})
+    top5 = min(5, model.num_classes)
+
+    @tf.function(reduce_retracing=True)
+    def step(images, labels):
+        forward = model.forward(images, taus[0])
+        top1_hits, top5_hits, selections = [], [], []
+        for tau in taus:
+            selected = select_branches(forward.gate, model.top_k, tau)
+            logits = model.classify(forward.routes, forward.gate, selected)
+            # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
+            ranked = tf.math.top_k(logits, top5).indices == labels[:, tf.newaxis]  # (B, 5)
+            top1_hits.append(ranked[:, 0])
+            top5_hits.append(tf.reduce_any(ranked, axis=1))
+            selections.append(selected)
+        selections = tf.cast(tf.stack(selections), tf.int32)  # (T, B, N)
+        return (
+            tf.stack(top1_hits),
+            tf.stack(top5_hits),
+            tf.reduce_sum(selections, axis=2),
+            tf.argmax(forward.gate, axis=1),
+            tf.reduce_sum(selections, axis=1),
+        )
+
+    results = []
+    for images, labels in batches:
+        results.append(
+            (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
+        )
+    labels, top1_hits, top5_hits, active, gate_choice, used = zip(*results, strict=True)
+    return Evaluation(
+        taus=np.array(taus),
+        top1=np.concatenate(top1_hits, axis=1),
+        top5=np.concatenate(top5_hits, axis=1),
+        active=np.concatenate(active, axis=1),
+        labels=np.concatenate(labels),
+        gate_choice=np.concatenate(gate_choice),
+        used=np.sum(used, axis=0),
+        cluster_of_class=np.array(model.cluster_of_class),
+    )
+
+
+def table(rows):
+    """Returns rows (lists of str, the first one the header) as text in aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row):
+        return "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def tau_text(tau_rows):
+    """Returns the rows of `Evaluation.tau_table` as text in aligned columns."""
+    cells = [
+        [
+            f"{row['tau']:g}",
+            f"{row['active_branches']:.2f}",
+            f"{row['top1']:.2%}",
+            f"{row['top5']:.2%}",
+            f"{row['flops'] / 1e6:.1f}",
+        ]
+        for row in tau_rows
+    ]
+    return table([["tau", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
+
+
+# === The command ===
+
+
+def define_flags(flag_values):
+    """Defines the flags of this command."""
+
+    def define(kind, *args, **kwargs):
+        kind(*args, flag_values=flag_values, **kwargs)
+
+    define(flags.DEFINE_string, "run_dir", None, "The run to evaluate: its model.keras on its data set.")
+    define(flags.DEFINE_string, "model", None, "A .keras file; default RUN_DIR/model.keras.")
+    define(flags.DEFINE_string, "dataset", None, "The data set; default: the run's.")
+    define(flags.DEFINE_string, "data_dir", None, "Where prepared tfds data sets lie; default: the run's.")
+    define(
+        flags.DEFINE_float,
+        "validation_fraction",
+        None,
+        "As in train.py; default: the run's, without a run 0.",
+    )
+    define(flags.DEFINE_enum, "split", "test", ["train", "validation", "test"], "The images to evaluate on.")
+    define(flags.DEFINE_list, "tau", [], "Thresholds in [0, 1) for the tau table, such as 0,0.02,0.08,0.2.")
+    define(flags.DEFINE_integer, "batch_size", 256, "Images in a step.", lower_bound=1)
+    define(flags.DEFINE_string, "output_dir", None, "Where to write; default RUN_DIR/evaluation.")
+
+
+def _taus(texts):
+    try:
+        taus = [float(text) for text in texts]
+    except ValueError:
+        taus = [-1.0]
+    if not all(0 <= tau < 1 for tau in taus):
+        raise UserError(f"--tau must be numbers in [0, 1), separated by commas. Received: {','.join(texts)}")
+    return taus
+
+
+def main(options):
+    """Evaluates what the flags name, prints the results and writes them."""
+    # === What to evaluate ===
+    taus = _taus(options.tau)
+    run_dir = options.run_dir and pathlib.Path(options.run_dir)
+    trained_with = read_flags(run_dir / "flags.cfg") if run_dir else None
+    path = pathlib.Path(options.model or (run_dir or pathlib.Path()) / "model.keras")
+    if not (run_dir or (options.model and options.dataset and options.output_dir)):
+        raise UserError("Give --run_dir=DIR, or --model=FILE.keras with --dataset and --output_dir")
+    if not path.is_file():
+        raise UserError(f"{path} is not there; a run has one after its last epoch")
+
+    def given(name, default):
+        value = getattr(options, name)
+        return value if value is not None else getattr(trained_with, name, default)
+
+    data = load_data(given("dataset", None), given("data_dir", None), given("validation_fraction", 0.0))
+    model = keras.saving.load_model(path)
+    if not isinstance(model, Hydra):
+        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra can be evaluated")
+    if model.num_classes != data.num_classes:
+        raise UserError(
+            f"{path} has {model.num_classes} classes and {data.name} has {data.num_classes}; give the data "
+            "set that it was trained on"
+        )
+
+    # === Evaluate ===
+    evaluation = evaluate(model, evaluation_batches(data, options.split, options.batch_size), taus)
+    costs = hydra_costs(model)
+    results = {"model": str(path), "dataset": data.name, "split": options.split}
+    results |= {**evaluation.at(model.tau), "tau_table": evaluation.tau_table(costs["flops"])}
+
+    # === Print ===
+    print(f"{path} on {len(evaluation.labels)} images of {data.name}/{options.split}, tau={model.tau:g}")
+    print(
+        f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, gater {results['gater_accuracy']:.2%}, "
+        f"lambda {results['active_branches']:.2f}\n"
+    )
+    shares = [f"{count / len(evaluation.labels):.1%}" for count in results["images_by_active_branches"]]
+    print(
+        table([["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]) + "\n"
+    )
+    clusters = [
+        [name for name, own in zip(data.class_names, model.cluster_of_class, strict=True) if own == branch]
+        for branch in range(model.num_branches)
+    ]
+    rows = [["branch", "used by", "top-1", "of its classes"]]
+    for branch, use, accuracy, names in zip(
+        range(model.num_branches), results["branch_use"], results["cluster_accuracy"], clusters, strict=True
+    ):
+        accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
+        rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
+    print(table(rows) + "\n")
+    print(tau_text(results["tau_table"]))
+
+    # === Write ===
+    output = pathlib.Path(options.output_dir or run_dir / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with replacing(output / "tau.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=results["tau_table"][0])
+        writer.writeheader()
+        writer.writerows(results["tau_table"])
+    figures.save_tau_curve(results["tau_table"], model.tau, output / "tau.png")
+    figures.save_branch_use(results, clusters, output / "branches.png")
+    print(f"\nWritten to {output}: evaluation.json, tau.csv, tau.png, branches.png")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,29 @@
+"""Writing a file so that a reader sees the old one or the new one, never half of one."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a path beside `path` to write to; it takes the place of `path` when the block succeeds.
+
+    Folders that are missing are made. When the block raises, `path` is as it was and nothing is left
+    beside it.
+
+    Args:
+        path: the file to write or to replace.
+
+    Yields:
+        The path to write to: same folder, same suffix.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""All flags of training, in one place: types, ranges, and what the paper used.
+
+A run stores its flags as `flags.cfg`, a flagfile that runs again as it is; other commands read them
+back with `read_flags`.
+"""
+
+import math
+
+from absl import flags
+
+from dynkhydra_tf.backbones import BACKBONES
+from dynkhydra_tf.data import DATASETS
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.gating import COMBINATIONS
+from dynkhydra_tf.partition import STRATEGIES
+from dynkhydra_tf.routing import ROUTINGS
+
+SCHEDULES = ("piecewise", "cosine")
+# Flags that say where things are and how much is printed; a run may be continued with others.
+PLACES = ("data_dir", "run_dir", "cache_dir", "overwrite", "feature_weights")
+
+
+def define_training_flags(flag_values):
+    """Defines the flags of `train.py` on `flag_values`."""
+
+    def define(kind, name, default, text, **kwargs):
+        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
+
+    text, number, whole = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
+    choice, switch, several = flags.DEFINE_enum, flags.DEFINE_bool, flags.DEFINE_list
+
+    # === Data ===
+    define(choice, "dataset", "digits", "The data set.", enum_values=sorted(DATASETS))
+    define(text, "data_dir", None, "Where prepared tfds data sets lie; default ~/tensorflow_datasets.")
+    define(
+        number,
+        "validation_fraction",
+        0.0,
+        "Share of the training images held out, by a fixed stratified draw, to watch the training. The "
+        "paper has none: with 0 the test split is watched.",
+        lower_bound=0.0,
+        upper_bound=0.5,
+    )
+    define(whole, "shift", 4, "Augmentation: random shift in pixels. Not in the paper.", lower_bound=0)
+    define(switch, "flip", None, "Augmentation: random mirroring; default: as fits the data set.")
+    define(
+        whole,
+        "cutout",
+        16,
+        "Augmentation: side of the square that is cut out, in pixels; 0 for none. The paper uses cutout "
+        "(not on ImageNet32) and does not give its size.",
+        lower_bound=0,
+    )
+
+    # === Class partition (section 'Class partitioning') ===
+    define(
+        choice,
+        "partition",
+        "cluster_balance",
+        "How the classes are divided among the branches. The paper: cluster_balance; random and semantic "
+        "in Table 5. Beyond it: cluster_optimal; file takes --partition_file.",
+        enum_values=STRATEGIES,
+    )
+    define(text, "partition_file", None, "The partition.json of an earlier run, for --partition=file.")
+    define(
+        text,
+        "feature_extractor",
+        "EfficientNetB7",
+        "What embeds the images for clustering: a name of keras.applications, a .keras file that maps "
+        "images (0..255) to vectors, or 'pixels'. The paper: EfficientNetB7.",
+    )
+    define(text, "feature_weights", "imagenet", "Weights of the extractor: imagenet, or a weights file.")
+    define(
+        whole,
+        "feature_images_per_class",
+        0,
+        "Embed only the first so many images of each class; 0 for all, as the paper does.",
+        lower_bound=0,
+    )
+    define(text, "cache_dir", None, "Where class means are kept; default ~/.cache/dynkhydra_tf.")
+
+    # === Model ===
+    define(
+        choice, "backbone", "resnet", "The architecture that is cut in two.", enum_values=sorted(BACKBONES)
+    )
+    define(whole, "depth", 1, "d, blocks per stage. The paper: 1 to 7 and 9.", lower_bound=1)
+    define(number, "stem_width", 1.0, "ws, channel multiplier of the stem. The paper: 1; CUB-200 0.5.")
+    define(number, "branch_width", 1.0, "wb, of the branches. The paper: 1; CUB-200 0.125.")
+    define(number, "gater_width", 1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.")
+    define(whole, "num_branches", 20, "nb, = class clusters. The paper: 20; CUB-200 8.", lower_bound=1)
+    define(whole, "top_k", 4, "K, most branches of an image. The paper: 4; ImageNet32 5.", lower_bound=1)
+    define(
+        number,
+        "tau",
+        0.08,
+        "A branch is dropped when its gate probability is below tau; in [0, 1), 0 drops none (HydraRes). "
+        "The paper: 0.01 to 0.1 in Table 6; its lambda for Food-101 are those of 0.08.",
+    )
+    define(number, "train_tau", None, "tau while training; default: --tau.")
+    define(
+        choice,
+        "combine",
+        "sum",
+        "How the projections are combined. The paper: sum. Beyond it: gate_weighted, by gate probability.",
+        enum_values=COMBINATIONS,
+    )
+    define(
+        choice,
+        "routing",
+        "routed",
+        "routed runs a branch only on the images that need it, dense runs all branches on all images.",
+        enum_values=ROUTINGS,
+    )
+    define(number, "ensemble_weight", 1.0, "alpha1, weight of L_E. The paper: 1.", lower_bound=0.0)
+    define(number, "gater_weight", 1.5, "alpha2, weight of L_G. The paper: 1.5.", lower_bound=0.0)
+    define(
+        number,
+        "branch_weight",
+        0.05,
+        "alpha3, weight of each L_b. The paper: 0.05; 0 is HydraRes and DynK.",
+        lower_bound=0.0,
+    )
+
+    # === Optimisation ===
+    define(
+        whole, "epochs", 190, "Passes over the training images. The paper: 190 on CIFAR-100.", lower_bound=1
+    )
+    define(whole, "batch_size", 128, "Images in a step. The paper: 32 on ImageNet32.", lower_bound=1)
+    define(number, "learning_rate", 1e-3, "Base rate of AdamW. The paper: 1e-3.")
+    define(
+        number, "weight_decay", 4e-3, "Decoupled weight decay of AdamW. Not in the paper.", lower_bound=0.0
+    )
+    define(
+        choice,
+        "schedule",
+        "piecewise",
+        "piecewise takes --lr_drops, as the paper does; cosine falls to 0 after a linear warm-up.",
+        enum_values=SCHEDULES,
+    )
+    define(
+        several,
+        "lr_drops",
+        ["80:1e-1", "140:1e-2", "170:1e-3", "180:5e-4"],
+        "EPOCH:FACTOR pairs: from that epoch on, the rate is FACTOR times the base rate.",
+    )
+    define(number, "warmup_epochs", 1.0, "Linear warm-up of the cosine schedule.", lower_bound=0.0)
+    define(switch, "mixed_precision", False, "Convolutions in bfloat16; gate and losses stay in float32.")
+    define(whole, "seed", 0, "Of the weights, the shuffling and the partition.", lower_bound=0)
+
+    # === The run ===
+    define(text, "run_dir", None, "Where everything is written; default runs/DATASET.")
+    define(switch, "overwrite", False, "Start anew where the run directory holds a run.")
+
+    _validate(flag_values)
+
+
+def _validate(flag_values):
+    def check(names, test, message):
+        flags.register_multi_flags_validator(names, lambda v: test(*v.values()), message, flag_values)
+
+    check(["tau"], lambda tau: 0 <= tau < 1, "tau must be in [0, 1)")
+    check(["train_tau"], lambda tau: tau is None or 0 <= tau < 1, "train_tau must be in [0, 1)")
+    check(["top_k", "num_branches"], lambda k, nb: k <= nb, "top_k must be at most num_branches")
+    check(
+        ["partition", "partition_file"],
+        lambda strategy, path: (strategy == "file") == (path is not None),
+        "--partition=file and --partition_file go together",
+    )
+    check(["learning_rate"], lambda rate: 0 < rate < math.inf, "learning_rate must be above 0")
+    for name in ("stem_width", "branch_width", "gater_width"):
+        check([name], lambda width: 0 < width < math.inf, f"{name} must be above 0")
+    check(
+        ["lr_drops"],
+        lambda drops: _drops(drops) is not None,
+        "lr_drops must be EPOCH:FACTOR pairs with rising whole epochs and factors above 0, such as "
+        "80:1e-1,140:1e-2",
+    )
+
+
+def _drops(texts):
+    try:
+        drops = [(int(epoch), float(factor)) for epoch, factor in (text.split(":") for text in texts)]
+    except ValueError:
+        return None
+    epochs = [epoch for epoch, _ in drops]
+    rising = epochs == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
+    return drops if rising and all(0 < factor < math.inf for _, factor in drops) else None
+
+
+def learning_rate_drops(flag_values):
+    """Returns --lr_drops as a list of (int epoch, float factor)."""
+    return _drops(flag_values.lr_drops)
+
+
+def to_flagfile(flag_values):
+    """Returns the training flags as the text of a flagfile, a line for each flag that has a value."""
+    flags_set = [flag_values[name] for name in _names() if flag_values[name].value is not None]
+    return "".join(flag.serialize() + "\n" for flag in flags_set)
+
+
+def _names():
+    values = flags.FlagValues()
+    define_training_flags(values)
+    return list(values)
+
+
+def read_flags(path):
+    """Returns the training flags of a flagfile, as `absl.flags.FlagValues` of their own.
+
+    Raises:
+        UserError: the file is missing or holds what is no flag of this version.
+    """
+    values = flags.FlagValues()
+    define_training_flags(values)
+    try:
+        with open(path, encoding="utf-8") as file:
+            values(["flags", *(line.strip() for line in file if line.startswith("--"))])
+    except (flags.Error, OSError) as error:
+        raise UserError(f"Cannot read the flags of a run from {path}: {error}") from error
+    return values
+
+
+def differing_flags(flag_values, path):
+    """Returns "--name=now (run: then)" for each flag that differs from the flagfile; places don't count."""
+    then = read_flags(path)
+    return [
+        f"--{name}={flag_values[name].value} (the run's: {then[name].value})"
+        for name in _names()
+        if name not in PLACES and flag_values[name].value != then[name].value
+    ]

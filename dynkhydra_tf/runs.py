@@ -1,0 +1,161 @@
+"""A run directory: its files, its checkpoints, its metrics, and how to go on from them.
+
+    flags.cfg        the run's flags; a flagfile that runs again as it is
+    partition.json   the class partition
+    checkpoints/     step-NNNNNNNN.keras: the last two, and that of the best epoch
+    metrics.csv      a row for each finished epoch
+    logs/            TensorBoard
+    model.keras      the trained model, after the last epoch
+    summary.json     results, costs, versions
+    learning_curves.png, branches.png
+
+Nothing about progress is stored twice: the epoch and step are the optimizer's iterations, the best
+epoch is found in metrics.csv, and every file is written beside its place and renamed into it.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+
+import keras
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import replacing
+
+
+class RunDirectory:
+    """The files of one run under `path`; made by `RunDirectory.open`.
+
+    Attributes:
+        continued: bool, whether the directory held a run that is to go on.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.continued = False
+        self.flags = self.path / "flags.cfg"
+        self.partition = self.path / "partition.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.csv"
+        self.logs = self.path / "logs"
+        self.model = self.path / "model.keras"
+        self.summary = self.path / "summary.json"
+
+    @classmethod
+    def open(cls, path, differences, overwrite=False):
+        """Opens a run directory, new or to be continued; writes nothing into it yet.
+
+        Args:
+            path: the directory.
+            differences: callable that takes the path of a flags.cfg and returns the list of flags
+                that differ from it.
+            overwrite: bool, whether `start` may delete the run that is there.
+
+        Raises:
+            UserError: the directory holds something else, or a run with other flags, or cannot be
+                written to.
+        """
+        run = cls(path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            holds_run, empty = run.flags.exists(), not any(run.path.iterdir())
+        except OSError as error:
+            raise UserError(f"Cannot use {run.path} as a run directory: {error}") from error
+        if not os.access(run.path, os.W_OK):
+            raise UserError(f"Cannot write to the run directory {run.path}; give another --run_dir")
+        if not (holds_run or empty):
+            raise UserError(f"{run.path} is not empty and holds no run; give another --run_dir")
+        run.continued = holds_run and not overwrite
+        if run.continued and (differing := differences(run.flags)):
+            raise UserError(
+                f"{run.path} holds a run with other flags: {', '.join(differing)}. Give its flags, another "
+                "--run_dir, or --overwrite to start anew"
+            )
+        return run
+
+    def start(self, flagfile_text, partition):
+        """Empties the directory and makes it a run: its partition and, last, its flags."""
+        shutil.rmtree(self.path)
+        self.checkpoints.mkdir(parents=True)
+        partition.save(self.partition)
+        with replacing(self.flags) as temporary:
+            temporary.write_text(flagfile_text, encoding="utf-8")
+
+    # === Checkpoints ===
+
+    def save_checkpoint(self, model):
+        """Saves model, optimizer and iterations; keeps the last two and the best epoch's."""
+        step = int(model.optimizer.iterations.numpy())
+        with replacing(self.checkpoints / f"step-{step:08d}.keras") as temporary:
+            model.save(temporary)
+        best = self.best_row()
+        keep = {path.name for path in self._checkpoints()[-2:]}
+        keep.add(f"step-{int(best['step']):08d}.keras" if best else "")
+        for path in self._checkpoints():
+            if path.name not in keep:
+                path.unlink()
+
+    def load_checkpoint(self):
+        """Returns (model, step) of the newest checkpoint that can be read, or (None, 0).
+
+        A damaged one is named, set aside as NAME.damaged and passed over.
+        """
+        for path in reversed(self._checkpoints()):
+            try:
+                model = keras.saving.load_model(path)
+                return model, int(model.optimizer.iterations.numpy())
+            except Exception as error:  # whatever a damaged archive makes of zipfile, h5py and Keras
+                reason = " ".join(str(error).split())[:200]
+                print(f"{path} is damaged ({reason}); going on from the one before.")
+                path.rename(f"{path}.damaged")
+        return None, 0
+
+    def _checkpoints(self):
+        return sorted(self.checkpoints.glob("step-*.keras"))
+
+    # === metrics.csv ===
+
+    def metric_rows(self):
+        """Returns the rows of metrics.csv as dicts of float; [] where there is none."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+        return [{key: float(value) for key, value in row.items()} for row in rows]
+
+    def best_row(self):
+        """Returns the row of the highest `val_top1`, the earliest of equals; None where there is none."""
+        return max(self.metric_rows(), key=lambda row: row["val_top1"], default=None)
+
+    def append_metrics(self, row):
+        """Adds a row (dict of numbers) to metrics.csv, with a header if it is the first."""
+        self._write_rows([*self.metric_rows(), row])
+
+    def drop_metrics_after(self, step):
+        """Drops the rows past the checkpoint that the run goes on from; they will come again."""
+        rows = self.metric_rows()
+        if kept := [row for row in rows if row["step"] <= step]:
+            self._write_rows(kept)
+        else:
+            self.metrics.unlink(missing_ok=True)
+
+    def _write_rows(self, rows):
+        with replacing(self.metrics) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=rows[-1])
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({key: f"{value:.10g}" for key, value in row.items()})
+
+    # === Results ===
+
+    def save_model(self, model):
+        """Writes model.keras."""
+        with replacing(self.model) as temporary:
+            model.save(temporary)
+
+    def write_summary(self, summary):
+        """Writes summary.json."""
+        with replacing(self.summary) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

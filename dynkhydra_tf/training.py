@@ -1,0 +1,171 @@
+"""Training: optimizer, schedules, and the callbacks that make a run safe to kill."""
+
+import math
+import signal
+import sys
+import time
+
+import keras
+
+from dynkhydra_tf.errors import UserError
+
+
+def learning_rate_schedule(schedule, base_rate, steps_per_epoch, epochs, drops=(), warmup_epochs=0.0):
+    """Returns the Keras schedule of a run.
+
+    Args:
+        schedule: "piecewise": `base_rate`, and from epoch e on `base_rate * factor`, for each drop
+            (e, factor), the paper's; "cosine": a linear warm-up, then a cosine down to 0.
+        base_rate: float.
+        steps_per_epoch, epochs: ints.
+        drops: pairs (int epoch, float factor), epochs rising.
+        warmup_epochs: float, less than `epochs`.
+
+    Raises:
+        UserError: a warm-up as long as the whole run.
+    """
+    if schedule == "piecewise":
+        if not drops:
+            return base_rate
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            # Keras's boundaries are inclusive.
+            [epoch * steps_per_epoch - 1 for epoch, _ in drops],
+            [base_rate, *(base_rate * factor for _, factor in drops)],
+        )
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"warmup_epochs must be less than epochs={epochs}. Received: warmup_epochs={warmup_epochs}"
+        )
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    decay_steps = epochs * steps_per_epoch - warmup_steps
+    if not warmup_steps:
+        return keras.optimizers.schedules.CosineDecay(base_rate, decay_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps, warmup_target=base_rate, warmup_steps=warmup_steps
+    )
+
+
+class RunLog(keras.callbacks.Callback):
+    """After each epoch: its row in metrics.csv, then a checkpoint; before that, watches the loss.
+
+    In this order a kill between the two costs no row: going on from a checkpoint drops the rows past
+    it. A loss that is not finite ends the run with a `UserError` before anything is saved.
+
+    Args:
+        run: `RunDirectory`.
+    """
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self.start = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Stops at a loss that is not finite."""
+        self._check(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the row and the checkpoint."""
+        self._check(logs["val_loss"])  # the last step may have broken the weights
+        row = {
+            "epoch": epoch + 1,
+            "step": int(self.model.optimizer.iterations.numpy()),
+            "seconds": time.monotonic() - self.start,
+            "learning_rate": float(self.model.optimizer.learning_rate.numpy()),
+        }
+        self.run.append_metrics({**row, **{name: float(value) for name, value in logs.items()}})
+        self.run.save_checkpoint(self.model)
+
+    def _check(self, loss):
+        if not math.isfinite(loss):
+            step = int(self.model.optimizer.iterations.numpy())
+            raise UserError(
+                f"The loss became {float(loss)} by step {step}; stopped. The last good checkpoint stays in "
+                f"{self.run.checkpoints}; try a lower --learning_rate in another --run_dir"
+            )
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """On SIGTERM or SIGINT: saves a checkpoint after the batch in hand and leaves with 128 + signal.
+
+    During validation it lets the epoch end first, so that its row is not lost.
+
+    Args:
+        run: `RunDirectory`.
+    """
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.received = None
+
+    def on_train_begin(self, logs=None):
+        """Takes over the two signals."""
+        self.before = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_train_end(self, logs=None):
+        """Gives them back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves and leaves, if told to; after the last batch of an epoch, validation comes first."""
+        if self.received and batch + 1 < self.params["steps"]:
+            self.run.save_checkpoint(self.model)
+            self._leave()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Leaves, if told to; `RunLog` has saved."""
+        if self.received:
+            self._leave()
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number)
+        print(f"\n{self.received.name}: saving, then leaving.", flush=True)
+
+    def _leave(self):
+        print(f"Saved in {self.run.checkpoints}; the same command goes on from there.", flush=True)
+        sys.exit(128 + self.received)
+
+
+def fit(model, run, make_batches, validation, epochs, steps_per_epoch, done=0, verbose="auto"):
+    """Trains a compiled model from step `done` to the end of the last epoch.
+
+    Args:
+        model: compiled Keras model whose step reports `loss` and `top1`.
+        run: `RunDirectory`.
+        make_batches: callable from the first step to the `tf.data.Dataset` of all batches from there.
+        validation: `tf.data.Dataset` to evaluate after each epoch.
+        epochs, steps_per_epoch: ints.
+        done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
+            in metrics.csv holds their means.
+        verbose: Keras's.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    epoch, step = divmod(done, steps_per_epoch)
+    # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
+    stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
+    stretches.append((epoch + bool(step), epochs, steps_per_epoch))
+    callbacks = [
+        RunLog(run),
+        keras.callbacks.TensorBoard(run.logs, write_graph=False),
+        StopOnSignal(run),
+    ]
+    for first, end, steps in stretches:
+        if first < end:
+            # Keras runs a callback's on_train_begin for each fit.
+            model.fit(
+                make_batches(first * steps_per_epoch + steps_per_epoch - steps),
+                initial_epoch=first,
+                epochs=end,
+                steps_per_epoch=steps,
+                validation_data=validation,
+                callbacks=callbacks,
+                shuffle=False,  # the pipeline does
+                verbose=verbose,
+            )

@@ -1,0 +1,126 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dynkhydra_tf.backbones import ResNet
+from dynkhydra_tf.costs import hydra_costs, inference_flops
+from dynkhydra_tf.evaluation import Evaluation, define_flags, evaluate, main, table
+from dynkhydra_tf.hydra import Hydra
+
+
+@pytest.fixture
+def by_hand():
+    """Four images, two branches; class 0 is of branch 0, classes 1 and 2 of branch 1."""
+    return Evaluation(
+        taus=np.array([0.0, 0.5]),
+        top1=np.array([[1, 1, 0, 1], [1, 0, 0, 1]], bool),
+        top5=np.ones((2, 4), bool),
+        active=np.array([[2, 2, 2, 2], [1, 1, 1, 2]]),
+        labels=np.array([0, 0, 1, 2]),
+        gate_choice=np.array([0, 1, 1, 1]),
+        used=np.array([[4, 4], [1, 4]]),
+        cluster_of_class=np.array([0, 1, 1]),
+    )
+
+
+def test_results_by_hand(by_hand):
+    assert by_hand.at(0.5) == {
+        "tau": 0.5,
+        "top1": 0.5,
+        "top5": 1.0,
+        "gater_accuracy": 0.75,
+        "active_branches": 1.25,
+        "images_by_active_branches": [3, 1],
+        "branch_use": [0.25, 1.0],
+        "cluster_accuracy": [0.5, 0.5],
+    }
+    assert by_hand.at(0.0)["cluster_accuracy"] == [1.0, 0.5]
+
+
+def test_tau_table_by_hand(by_hand):
+    rows = by_hand.tau_table({"stem": 100, "gater": 10, "branch": 20, "combiner": 1})
+    assert [(row["tau"], row["active_branches"], row["top1"], row["flops"]) for row in rows] == [
+        (0.0, 2.0, 0.75, 151),
+        (0.5, 1.25, 0.5, 136),
+    ]
+
+
+@pytest.mark.parametrize("combine", ["sum", "gate_weighted"])
+def test_one_pass_over_many_taus_is_a_pass_for_each(make_hydra, batch, combine):
+    images, labels = batch(np.arange(40) % 6)
+    model = make_hydra(combine=combine, top_k=3, tau=0.3)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+    evaluation = evaluate(model, batches, [0.0, 0.4, 0.9, 0.4])
+    assert evaluation.taus.tolist() == [0.0, 0.3, 0.4, 0.9]
+    lambdas = []
+    for t, tau in enumerate(evaluation.taus):
+        out = model(images, tau=tau)
+        hits = np.argmax(out["logits"], axis=1) == labels
+        np.testing.assert_array_equal(evaluation.top1[t], hits)
+        np.testing.assert_array_equal(evaluation.active[t], np.sum(out["selected"], axis=1))
+        np.testing.assert_array_equal(evaluation.used[t], np.sum(out["selected"], axis=0))
+        lambdas.append(evaluation.active[t].mean())
+    assert lambdas[0] == 3 and lambdas[-1] == 1 and lambdas == sorted(lambdas, reverse=True)
+
+
+def test_a_model_that_cannot_tell_is_not_right(make_hydra, batch):
+    # All logits equal: only the lowest class counts as first, not every class that ties with it.
+    images, labels = batch([0, 1, 2, 3, 4, 5])
+    model = make_hydra()
+    dense = model.combiner.layers[-1]
+    dense.set_weights([np.zeros_like(weight) for weight in dense.get_weights()])
+    evaluation = evaluate(model, tf.data.Dataset.from_tensors((images, labels)))
+    assert evaluation.at(model.tau)["top1"] == pytest.approx(1 / 6)
+    assert evaluation.at(model.tau)["top5"] == pytest.approx(5 / 6)
+
+
+def test_table_aligns():
+    assert table([["a", "bb"], ["long", "1"]]) == "a     bb\n----  --\nlong   1"
+
+
+@pytest.fixture
+def command(run_command):
+    return lambda *arguments: run_command(main, define_flags, *arguments)
+
+
+def test_command_on_a_keras_file(command, tmp_path, capsys):
+    keras.utils.set_random_seed(0)
+    model = Hydra(ResNet(1), np.arange(10) % 3, top_k=2)
+    model.save(tmp_path / "m.keras")
+    options = [f"--model={tmp_path}/m.keras", "--dataset=digits", f"--output_dir={tmp_path}/out"]
+    assert command(*options, "--tau=0,0.5") is None
+    printed = capsys.readouterr().out
+    assert "on 599 images of digits/test, tau=0.08" in printed
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    flops = hydra_costs(model)["flops"]
+    assert [row["tau"] for row in results["tau_table"]] == [0.0, 0.08, 0.5]
+    assert results["tau_table"][0]["flops"] == inference_flops(flops, 2)
+    lines = (tmp_path / "out" / "tau.csv").read_text().splitlines()
+    assert lines[0] == "tau,active_branches,top1,top5,flops" and len(lines) == 4
+    for name in ("tau.png", "branches.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give --run_dir=DIR, or --model=FILE.keras with --dataset and --output_dir"),
+        (["--run_dir=nowhere"], "Cannot read the flags of a run from nowhere/flags.cfg"),
+        (["--model=no.keras", "--dataset=digits", "--output_dir=o"], "no.keras is not there"),
+        (
+            ["--run_dir=nowhere", "--tau=0,1"],
+            "--tau must be numbers in [0, 1), separated by commas. Received: 0,1",
+        ),
+        (["--run_dir=nowhere", "--tau=low"], "Received: low"),
+        (["--split=tset"], "tset"),
+    ],
+)
+def test_bad_input(command, capsys, monkeypatch, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert command(*options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,204 @@
+"""The whole command, on the digits: what it writes, how it goes on, and what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+
+import train
+from dynkhydra_tf.flags import define_training_flags
+from dynkhydra_tf.partition import ClassPartition
+from tests.conftest import ROOT
+
+SMALL = (
+    "--dataset=digits",
+    "--feature_extractor=pixels",
+    "--num_branches=2",
+    "--top_k=2",
+    "--batch_size=200",
+    "--schedule=cosine",
+    "--cutout=0",
+)
+
+
+@pytest.fixture
+def command(run_command, tmp_path):
+    def run(*arguments):
+        places = (f"--run_dir={tmp_path}/run", f"--cache_dir={tmp_path}/cache")
+        return run_command(train.main, define_training_flags, *SMALL, *places, *arguments)
+
+    return run
+
+
+def rows_of(run_dir):
+    try:
+        with open(run_dir / "metrics.csv", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, capsys):
+    assert command("--epochs=2") is None
+    run = tmp_path / "run"
+    printed = capsys.readouterr().out
+    assert "digits, 599 test images: top-1" in printed
+    for line in ("this model (mean lambda)", "all 2 branches", "plain resnet, d=1"):
+        assert line in printed
+
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("top1", "top5", "gater_accuracy", "seconds_per_epoch", "versions"):
+        assert key in summary
+    assert (summary["epochs"], summary["seed"]) == (2, 0)
+    assert 1 <= summary["active_branches"] <= 2
+    flops = summary["flops"]
+    assert flops["total"] == pytest.approx(
+        flops["stem"] + flops["gater"] + summary["active_branches"] * flops["branch"] + flops["combiner"]
+    )
+    parameters = summary["parameters"]
+    assert parameters["total"] == sum(parameters[part] for part in ("stem", "gater", "branches", "combiner"))
+
+    assert [row["epoch"] for row in rows_of(run)] == ["1", "2"]
+    assert list((run / "logs").rglob("events*"))
+    for name in ("learning_curves.png", "branches.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    model = keras.models.load_model(run / "model.keras")
+    assert ClassPartition.load(run / "partition.json").cluster_of_class == model.cluster_of_class
+
+    # The same command on a finished run trains no more and tells the same.
+    assert command("--epochs=2") is None
+    assert printed.splitlines()[-8:] == capsys.readouterr().out.splitlines()[-8:]
+    assert len(rows_of(run)) == 2
+
+    # Its flags run again as they are; only the new run's last flags win over them.
+    places = (f"--flagfile={run}/flags.cfg", f"--run_dir={tmp_path}/again")
+    file = ("--partition=file", f"--partition_file={run}/partition.json")
+    again = run_command(train.main, define_training_flags, *places, *file, "--epochs=1", "--warmup_epochs=0")
+    assert again is None
+    assert json.loads((tmp_path / "again" / "summary.json").read_text())["epochs"] == 1
+
+    # Another flag is named, and nothing changes.
+    before = (run / "flags.cfg").read_text()
+    assert command("--epochs=2", "--tau=0.2") == 2
+    assert "--tau=0.2 (the run's: 0.08)" in capsys.readouterr().err
+    assert (run / "flags.cfg").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path):
+    steps, epochs = 1198 // 200, 8
+
+    def start(name):
+        places = (f"--run_dir={tmp_path}/{name}", f"--cache_dir={tmp_path}/cache", f"--epochs={epochs}")
+        return subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *SMALL, *places],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_rows(process, count):
+        until = time.monotonic() + 240
+        while len(rows_of(tmp_path / "killed")) < count:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+
+    # SIGKILL some time after the second epoch.
+    process = start("killed")
+    wait_for_rows(process, 2)
+    process.kill()
+    process.communicate()
+    kept = rows_of(tmp_path / "killed")
+
+    # SIGTERM some time after two more: it saves, wherever it is.
+    process = start("killed")
+    wait_for_rows(process, len(kept) + 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "going on after step" in output and "SIGTERM: saving, then leaving." in output
+    saved = sorted(os.listdir(tmp_path / "killed" / "checkpoints"))[-1]
+    assert int(saved[5:13]) >= steps * (len(kept) + 2)
+
+    # The third start ends the run.
+    process = start("killed")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert f"going on after step {int(saved[5:13])}" in output
+
+    rows = rows_of(tmp_path / "killed")
+    assert [int(row["epoch"]) for row in rows] == list(range(1, epochs + 1))
+    assert [int(row["step"]) for row in rows] == [steps * epoch for epoch in range(1, epochs + 1)]
+    assert rows[: len(kept) - 1] == kept[:-1]  # the last one may have been past its checkpoint
+
+    # As a run that nobody killed: the same images, the same rates, nearly the same numbers.
+    process = start("whole")
+    output, _ = process.communicate(timeout=240)
+    whole = rows_of(tmp_path / "whole")
+    assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in whole]
+    assert float(rows[0]["loss"]) == pytest.approx(float(whole[0]["loss"]), rel=0.02)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(float(whole[-1]["val_loss"]), rel=0.25)
+
+
+@pytest.mark.slow
+def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(command, tmp_path, capsys):
+    # A finite first epoch, then a rate that breaks it.
+    assert command("--epochs=3", "--learning_rate=1e-3", "--schedule=piecewise", "--lr_drops=1:1e30") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: The loss became nan by step")
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000005.keras"]
+    assert len(rows_of(tmp_path / "run")) == 1
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=imagenet"], "imagenet"),
+        (["--nb=3"], "Unknown command line flag 'nb'"),
+        (["--flagfile=nowhere.cfg"], "nowhere.cfg"),
+        (["digits"], "Flags begin with --. Received: digits"),
+        (["--num_branches=11"], "11"),
+        (["--top_k=3"], "top_k must be at most num_branches"),
+        (["--batch_size=2000"], "batch_size must be from 1 to 1198"),
+        (["--epochs=1", "--warmup_epochs=1"], "warmup_epochs must be less than epochs=1"),
+        (["--shift=40"], "shift"),
+        (["--cutout=40"], "cutout"),
+        (["--feature_extractor=EfficientNetB77"], "EfficientNetB7"),
+        (["--feature_extractor=nowhere.keras"], "nowhere.keras"),
+        (["--feature_extractor=MobileNetV2", "--feature_weights=nowhere.h5"], "nowhere.h5"),
+        (["--partition=semantic"], "no superclasses (coarse labels)"),
+        (["--partition=file", "--partition_file=nowhere.json"], "nowhere.json"),
+        (["--dataset=cifar100", "--data_dir=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_writes_nothing(
+    command, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    captured = capsys.readouterr()
+    error = captured.err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert "Epoch" not in captured.out
+    assert not (tmp_path / "run" / "flags.cfg").exists()
+
+
+def test_a_partition_file_of_another_data_set(command, tmp_path, capsys):
+    classes = tuple(map(str, range(10)))
+    ClassPartition("cifar100", classes, (0, 1) * 5, "random", None, 0).save(tmp_path / "p.json")
+    assert command("--partition=file", f"--partition_file={tmp_path}/p.json") == 2
+    assert "cifar100" in capsys.readouterr().err
+
+
+def test_help_names_the_command_and_the_paper(run_command, capsys):
+    assert run_command(train.main, define_training_flags, "--help") == 0
+    printed = capsys.readouterr().out
+    assert "python train.py --flagfile=configs/digits.cfg" in printed
+    assert "alpha2, weight of L_G. The paper: 1.5." in printed
