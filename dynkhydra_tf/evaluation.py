@@ -153,14 +153,16 @@ def evaluate(model, batches, taus=()):
 
 
 def table(rows):
-    """Returns rows (lists of str, the first one the header) as text in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Returns rows (lists of str, the first one the header) as text; columns of numbers end flush right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(cell[0].isdigit() or cell == "-" for cell in column[1:]) for column in columns]
 
     def line(row):
+        cells = zip(row, widths, right, strict=True)
         return "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+            cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in cells
+        ).rstrip()
 
     return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
 

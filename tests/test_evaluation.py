@@ -78,7 +78,13 @@ def test_a_model_that_cannot_tell_is_not_right(make_hydra, batch):
 
 
 def test_table_aligns():
-    assert table([["a", "bb"], ["long", "1"]]) == "a     bb\n----  --\nlong   1"
+    rows = [["name", "use", "classes"], ["a", "9%", "cat, dog"], ["long", "10%", "cow"]]
+    assert table(rows).splitlines() == [
+        "name  use  classes",
+        "----  ---  --------",
+        "a      9%  cat, dog",
+        "long  10%  cow",
+    ]
 
 
 @pytest.fixture

@@ -1,0 +1,7 @@
+"""Class partitioning: which classes each branch specialises in (paper: "Class partitioning")."""
+
+from dynkhydra_tf.partition.artefact import ClassPartition
+from dynkhydra_tf.partition.extractors import Extractor, build_extractor
+from dynkhydra_tf.partition.make import STRATEGIES, make_partition
+
+__all__ = ["STRATEGIES", "ClassPartition", "Extractor", "build_extractor", "make_partition"]
