@@ -109,7 +109,8 @@ def main(flags):
             initial_step=step,
         )
 
-    watched = evaluation_batches(data, "validation" if data.sizes["validation"] else "test", 256)
+    test = evaluation_batches(data, "test", 256)
+    watched = evaluation_batches(data, "validation", 256) if data.sizes["validation"] else test
     fit(
         model,
         run,
@@ -123,7 +124,7 @@ def main(flags):
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===
-    evaluation = evaluate(model, evaluation_batches(data, "test", 256))
+    evaluation = evaluate(model, test)
     results = evaluation.at(model.tau)
     costs, plain = hydra_costs(model), plain_costs(backbone, data.num_classes)
     flops, active = costs["flops"], results["active_branches"]

@@ -84,16 +84,21 @@ class Branches(keras.Layer):
         self._runner = _Runner(branches[0], features_shape)
         self.stacks = [
             self.add_weight(
-                name=weight.path.replace("/", "_"),
-                shape=(self.num_branches, *weight.shape),
-                dtype=weight.dtype,
-                initializer=lambda shape, dtype, twins=twins: tf.stack([w.value for w in twins]),
-                trainable=weight.trainable,
+                name=twins[0].path.replace("/", "_"),
+                shape=(self.num_branches, *twins[0].shape),
+                dtype=twins[0].dtype,
+                initializer=lambda shape, dtype, twins=twins: tf.stack([twin.value for twin in twins]),
+                trainable=twins[0].trainable,
             )
-            for weight, twins in zip(
-                branches[0].weights, zip(*(b.weights for b in branches), strict=True), strict=True
-            )
+            for twins in zip(*map(_variables_by_name, branches), strict=True)
         ]
+        # Of the weights alone: the random states of dropout layers are named by a counter, and any will do.
+        names = [sorted(weight.path for weight in branch.weights) for branch in branches]
+        if any(other != names[0] for other in names):
+            raise ValueError(
+                "Twin branches must name their weights alike: give every layer of a branch an explicit name. "
+                f"Received: {names[0]} and {next(other for other in names if other != names[0])}"
+            )
 
     @property
     def projection_shape(self):
@@ -104,7 +109,8 @@ class Branches(keras.Layer):
         """Returns branch `index` as a Keras layer of its own, with a copy of its weights."""
         branch = self.make_branch()
         branch.build(self._runner.features_shape)
-        branch.set_weights([stack.numpy()[index] for stack in self.stacks])
+        for variable, stack in zip(_variables_by_name(branch), self.stacks, strict=True):
+            variable.assign(stack.value[index])
         return branch
 
     def call(self, features, needed, training=False):
@@ -132,14 +138,18 @@ class Branches(keras.Layer):
         twins = zip(*(tf.unstack(stack.value) for stack in self.stacks), strict=True)
         projections, states = zip(*(run(r, list(w)) for r, w in zip(rows, twins, strict=True)), strict=True)
         if training:
-            stateful = [stack for stack in self.stacks if not stack.trainable]
-            for stack, values in zip(stateful, zip(*states, strict=True), strict=True):
-                stack.assign(tf.stack(values))
+            for index, values in zip(self._runner.state, zip(*states, strict=True), strict=True):
+                self.stacks[index].assign(tf.stack(values))
         return Routes(tf.concat(projections, axis=0), image, branch)
 
 
+def _variables_by_name(branch):
+    """A branch's variables in the order of the stacks; a functional model's own can differ by process."""
+    return sorted(branch.variables, key=lambda variable: variable.path)
+
+
 class _Runner:
-    """One branch as a traced function of its weights; not a Keras object, so that none tracks it."""
+    """One branch as a traced function of its variables; not a Keras object, so that none tracks it."""
 
     def __init__(self, branch, features_shape):
         self.branch = branch
@@ -147,15 +157,18 @@ class _Runner:
         projection = branch.compute_output_spec(keras.KerasTensor(features_shape))
         self.projection_shape = tuple(projection.shape[1:])
         self.projection_dtype = projection.dtype
-        self.trainable = [weight.trainable for weight in branch.weights]
-        self.train = tf.function(lambda rows, weights: self._run(rows, weights, True), reduce_retracing=True)
-        self.infer = tf.function(lambda rows, weights: self._run(rows, weights, False), reduce_retracing=True)
+        names = [variable.path for variable in _variables_by_name(branch)]
+        self.learned = [names.index(variable.path) for variable in branch.trainable_variables]
+        self.state = [names.index(variable.path) for variable in branch.non_trainable_variables]
+        self.train = tf.function(lambda rows, values: self._run(rows, values, True), reduce_retracing=True)
+        self.infer = tf.function(lambda rows, values: self._run(rows, values, False), reduce_retracing=True)
 
-    def _run(self, rows, weights, training):
-        state = [w for w, trainable in zip(weights, self.trainable, strict=True) if not trainable]
-        learned = [w for w, trainable in zip(weights, self.trainable, strict=True) if trainable]
+    def _run(self, rows, values, training):
+        """Returns the projections of `rows` and the non-trainable variables after the run."""
+        state = [values[index] for index in self.state]
 
         def run_branch():
+            learned = [values[index] for index in self.learned]
             return self.branch.stateless_call(learned, state, rows, training=training)
 
         def skip():

@@ -58,14 +58,14 @@ class RunDirectory:
                 written to.
         """
         run = cls(path)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            holds_run, empty = run.flags.exists(), not any(run.path.iterdir())
-        except OSError as error:
-            raise UserError(f"Cannot use {run.path} as a run directory: {error}") from error
-        if not os.access(run.path, os.W_OK):
-            raise UserError(f"Cannot write to the run directory {run.path}; give another --run_dir")
-        if not (holds_run or empty):
+        there = next(parent for parent in (run.path, *run.path.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"Cannot write to {there}; give another --run_dir. Received: {run.path}")
+        holds_run = run.flags.exists()
+        # flags.cfg is written last: without it, these two are what a kill left of `start`.
+        own = {run.partition.name, run.checkpoints.name}
+        others = [entry.name for entry in run.path.iterdir()] if there == run.path else []
+        if not holds_run and set(others) - own:
             raise UserError(f"{run.path} is not empty and holds no run; give another --run_dir")
         run.continued = holds_run and not overwrite
         if run.continued and (differing := differences(run.flags)):
@@ -77,7 +77,9 @@ class RunDirectory:
 
     def start(self, flagfile_text, partition):
         """Empties the directory and makes it a run: its partition and, last, its flags."""
-        shutil.rmtree(self.path)
+        self.flags.unlink(missing_ok=True)
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.checkpoints.mkdir(parents=True)
         partition.save(self.partition)
         with replacing(self.flags) as temporary:
@@ -93,7 +95,7 @@ class RunDirectory:
         best = self.best_row()
         keep = {path.name for path in self._checkpoints()[-2:]}
         keep.add(f"step-{int(best['step']):08d}.keras" if best else "")
-        for path in self._checkpoints():
+        for path in self.checkpoints.glob("*.keras"):  # one that a kill left half-written, too
             if path.name not in keep:
                 path.unlink()
 

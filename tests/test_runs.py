@@ -34,6 +34,11 @@ def train_to(model, step):
     model.optimizer.iterations.assign(step)
 
 
+def test_open_writes_nothing(tmp_path):
+    open_run(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_start_writes_flags_and_partition(run):
     assert run.flags.read_text() == "--seed=0\n"
     assert ClassPartition.load(run.partition).cluster_of_class == (0, 1)
@@ -65,9 +70,27 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_what_a_kill_left_of_a_start_is_no_obstacle(run):
+    run.flags.unlink()
+    again = open_run(run.path)
+    assert not again.continued
+    again.start("--seed=1\n", PARTITION)
+    assert open_run(run.path).continued
+
+
+def test_a_half_written_checkpoint_is_neither_loaded_nor_kept(run, model):
+    (run.checkpoints / ".step-00000009.77.keras").write_bytes(b"PK")
+    assert run.load_checkpoint() == (None, 0)
+    train_to(model, 10)
+    run.save_checkpoint(model)
+    assert os.listdir(run.checkpoints) == ["step-00000010.keras"]
+
+
 def test_a_path_that_cannot_be_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Cannot use .*file/run"):
+    with pytest.raises(
+        UserError, match=r"Cannot write to .*file; give another --run_dir. Received: .*file/run"
+    ):
         open_run(tmp_path / "file" / "run")
 
 

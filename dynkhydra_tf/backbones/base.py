@@ -9,9 +9,8 @@ class Backbone(abc.ABC):
 
     A subclass is a frozen dataclass of its sizes, registered with
     `keras.saving.register_keras_serializable`, and sets `input_shape`, (H, W, 3). Each method returns
-    a new, unbuilt Keras layer with weights of its own; `dtype` is its Keras dtype policy. A layer's
-    weights come in the same order every time: compose subclassed layers or a Sequential (a functional
-    model with a shortcut orders them by string hash).
+    a new Keras layer with weights of its own; `dtype` is its Keras dtype policy. The layers of a branch
+    have explicit names: by these the weights of the twins are matched, in every process alike.
     """
 
     input_shape: tuple

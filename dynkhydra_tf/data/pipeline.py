@@ -76,7 +76,9 @@ def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, sp
 
 
 def evaluation_batches(data, split, batch_size):
-    """All images of a split in their fixed order, as they are; kept in memory after the first pass.
+    """All images of a split in their fixed order, as they are.
+
+    The images are decoded, and held in memory, when this is called.
 
     Args:
         data: ImageData.
@@ -89,7 +91,9 @@ def evaluation_batches(data, split, batch_size):
     Raises:
         UserError: an unknown split, or one without images.
     """
-    return data.examples(split).batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
+    # Not cache(): Keras looks at the first batch before it iterates, and a cache broken off complains.
+    examples = tf.data.Dataset.from_tensor_slices(_in_memory(data, split))
+    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def _in_memory(data, split):

@@ -8,6 +8,7 @@ A source has three methods, all that the catalog needs:
 """
 
 import functools
+import logging
 import os
 
 import numpy as np
@@ -16,6 +17,9 @@ import tensorflow as tf
 from dynkhydra_tf.errors import UserError
 
 REACH_TIMEOUT = 10  # seconds
+
+# tensorflow-datasets warns of an attribute of its own whenever a data set is opened.
+logging.getLogger("absl").addFilter(lambda record: "`FeatureConnector.dtype`" not in record.getMessage())
 
 
 class TfdsSource:

@@ -8,8 +8,8 @@ has data sets where N divides M; Food-101 (101 classes on 20 branches) needs the
 
 Measured on CIFAR-100, EfficientNet-Lite0 features of all 50,000 training images, N = 20, seed 0: the
 total distance of the classes to their centres is 421.8 for the greedy assignment of the paper, 413.1
-for the optimal one, and 354.7 where sizes are left free. (DESIGN.md has 440.1, 431.6 and 380.2. Fewer
-images make noisier means and longer distances: with 50 of each class, sizes left free, it is 381.1.)
+for the optimal one, and 354.7 where sizes are left free. Fewer images make noisier means and longer
+distances: with 50 of each class, sizes left free, it is 381.1.
 """
 
 import numpy as np
