@@ -6,6 +6,7 @@ The flags are in dynkhydra_tf/flags.py (`python train.py --help`). The same comm
 killed run stopped.
 """
 
+import os
 import statistics
 import sys
 
@@ -24,7 +25,7 @@ from dynkhydra_tf.data import Augmentation, evaluation_batches, load_data, steps
 from dynkhydra_tf.evaluation import evaluate, table
 from dynkhydra_tf.flags import define_training_flags, differing_flags, learning_rate_drops, to_flagfile
 from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.partition import ClassPartition, make_partition
+from dynkhydra_tf.partition import ClassPartition, check_source, make_partition
 from dynkhydra_tf.runs import RunDirectory
 from dynkhydra_tf.training import fit, learning_rate_schedule
 
@@ -32,6 +33,10 @@ from dynkhydra_tf.training import fit, learning_rate_schedule
 def main(flags):
     """Runs one training from flags to results."""
     # === Data and run directory: what can be wrong is found before any long work ===
+    run_dir = os.path.expanduser(flags.run_dir or f"runs/{flags.dataset}")
+    run = RunDirectory.open(run_dir, lambda path: differing_flags(flags, path), overwrite=flags.overwrite)
+    if not run.continued:
+        check_source(flags.partition, flags.feature_extractor, flags.feature_weights, flags.partition_file)
     data = load_data(flags.dataset, flags.data_dir, flags.validation_fraction)
     steps = steps_per_epoch(data, flags.batch_size)
     flip = data.flip if flags.flip is None else flags.flip
@@ -43,11 +48,6 @@ def main(flags):
         flags.epochs,
         learning_rate_drops(flags),
         flags.warmup_epochs,
-    )
-    if flags.run_dir is None:
-        flags.run_dir = f"runs/{flags.dataset}"
-    run = RunDirectory.open(
-        flags.run_dir, lambda path: differing_flags(flags, path), overwrite=flags.overwrite
     )
 
     # === Class partition (Algorithm 2) ===
@@ -62,7 +62,7 @@ def main(flags):
             feature_extractor=flags.feature_extractor,
             feature_weights=flags.feature_weights,
             partition_file=flags.partition_file,
-            cache_dir=flags.cache_dir,
+            cache_dir=flags.cache_dir and os.path.expanduser(flags.cache_dir),
             images_per_class=flags.feature_images_per_class or None,
         )
         run.start(to_flagfile(flags), partition)
@@ -99,22 +99,12 @@ def main(flags):
     run.drop_metrics_after(done)
 
     # === Train ===
-    def batches_from(step):
-        return training_batches(
-            data,
-            flags.batch_size,
-            flags.epochs,
-            flags.seed,
-            augment,
-            initial_step=step,
-        )
-
     test = evaluation_batches(data, "test", 256)
     watched = evaluation_batches(data, "validation", 256) if data.sizes["validation"] else test
     fit(
         model,
         run,
-        batches_from,
+        training_batches(data, flags.batch_size, flags.epochs, flags.seed, augment, initial_step=done),
         watched,
         flags.epochs,
         steps,

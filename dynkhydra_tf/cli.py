@@ -16,7 +16,7 @@ def run(main, define_flags, argv=None):
         argv: list of str, the command's name and its arguments; default `sys.argv`.
 
     Raises:
-        SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr.
+        SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -33,3 +33,6 @@ def run(main, define_flags, argv=None):
         # absl's messages may run over several lines.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

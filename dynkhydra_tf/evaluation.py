@@ -152,11 +152,11 @@ def evaluate(model, batches, taus=()):
     )
 
 
-def table(rows):
-    """Returns rows (lists of str, the first one the header) as text; columns of numbers end flush right."""
+def table(rows, text_columns=(0,)):
+    """Returns rows (lists of str, the first one the header) as text, all but the text columns flush right."""
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [all(cell[0].isdigit() or cell == "-" for cell in column[1:]) for column in columns]
+    right = [column not in text_columns for column in range(len(columns))]
 
     def line(row):
         cells = zip(row, widths, right, strict=True)
@@ -234,13 +234,17 @@ def main(options):
         return value if value is not None else getattr(trained_with, name, default)
 
     data = load_data(given("dataset", None), given("data_dir", None), given("validation_fraction", 0.0))
-    model = keras.saving.load_model(path)
+    try:
+        model = keras.saving.load_model(path)
+    except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
+        raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
     if not isinstance(model, Hydra):
         raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra can be evaluated")
-    if model.num_classes != data.num_classes:
+    takes, has = (model.num_classes, model.backbone.input_shape[0]), (data.num_classes, data.image_size)
+    if takes != has:
         raise UserError(
-            f"{path} has {model.num_classes} classes and {data.name} has {data.num_classes}; give the data "
-            "set that it was trained on"
+            f"{path} takes {takes[0]} classes and images of {takes[1]} px, {data.name} has {has[0]} and "
+            f"{has[1]} px; give the data set that it was trained on"
         )
 
     # === Evaluate ===
@@ -269,7 +273,7 @@ def main(options):
     ):
         accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
         rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
-    print(table(rows) + "\n")
+    print(table(rows, text_columns=(0, 3)) + "\n")
     print(tau_text(results["tau_table"]))
 
     # === Write ===

@@ -16,8 +16,8 @@ from dynkhydra_tf.partition import STRATEGIES
 from dynkhydra_tf.routing import ROUTINGS
 
 SCHEDULES = ("piecewise", "cosine")
-# Flags that say where things are and how much is printed; a run may be continued with others.
-PLACES = ("data_dir", "run_dir", "cache_dir", "overwrite", "feature_weights")
+# Flags that say where things are; a run may be continued with others.
+PLACES = ("data_dir", "run_dir", "cache_dir")
 
 
 def define_training_flags(flag_values):
@@ -30,7 +30,7 @@ def define_training_flags(flag_values):
     choice, switch, several = flags.DEFINE_enum, flags.DEFINE_bool, flags.DEFINE_list
 
     # === Data ===
-    define(choice, "dataset", "digits", "The data set.", enum_values=sorted(DATASETS))
+    define(choice, "dataset", "cifar100", "The data set.", enum_values=sorted(DATASETS))
     define(text, "data_dir", None, "Where prepared tfds data sets lie; default ~/tensorflow_datasets.")
     define(
         number,
@@ -145,7 +145,14 @@ def define_training_flags(flag_values):
     )
     define(number, "warmup_epochs", 1.0, "Linear warm-up of the cosine schedule.", lower_bound=0.0)
     define(switch, "mixed_precision", False, "Convolutions in bfloat16; gate and losses stay in float32.")
-    define(whole, "seed", 0, "Of the weights, the shuffling and the partition.", lower_bound=0)
+    define(
+        whole,
+        "seed",
+        0,
+        "Of the weights, the shuffling and the partition.",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
+    )
 
     # === The run ===
     define(text, "run_dir", None, "Where everything is written; default runs/DATASET.")
@@ -166,9 +173,11 @@ def _validate(flag_values):
         lambda strategy, path: (strategy == "file") == (path is not None),
         "--partition=file and --partition_file go together",
     )
-    check(["learning_rate"], lambda rate: 0 < rate < math.inf, "learning_rate must be above 0")
-    for name in ("stem_width", "branch_width", "gater_width"):
-        check([name], lambda width: 0 < width < math.inf, f"{name} must be above 0")
+    for name in ("learning_rate", "stem_width", "branch_width", "gater_width"):
+        check([name], lambda value: 0 < value < math.inf, f"{name} must be above 0")
+    # absl's bounds let nan pass, and inf where there is no upper one.
+    for name in ("ensemble_weight", "gater_weight", "branch_weight", "weight_decay", "warmup_epochs"):
+        check([name], math.isfinite, f"{name} must be a finite number")
     check(
         ["lr_drops"],
         lambda drops: _drops(drops) is not None,
@@ -201,7 +210,7 @@ def to_flagfile(flag_values):
 def _names():
     values = flags.FlagValues()
     define_training_flags(values)
-    return list(values)
+    return [name for name in values if name != "overwrite"]  # a flagfile that runs again must not delete
 
 
 def read_flags(path):

@@ -28,12 +28,10 @@ class BranchHeads(keras.Layer):
     def build(self, pooled_shape):
         """Creates kernel (N, c, M) and bias (N, M)."""
         channels = pooled_shape[-1]
-        glorot = keras.initializers.GlorotUniform()
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.num_branches, channels, self.num_classes),
-            # Drawn head by head: the fan of the stacked shape would be N times too large.
-            initializer=lambda shape, dtype: tf.stack([glorot(shape[1:], dtype) for _ in range(shape[0])]),
+            initializer=_draw_each,
         )
         self.bias = self.add_weight(
             name="bias", shape=(self.num_branches, self.num_classes), initializer="zeros"
@@ -51,3 +49,9 @@ class BranchHeads(keras.Layer):
         blocks = tf.reshape(blocks, [-1, self.num_branches * channels])
         kernel = tf.reshape(self.kernel, [self.num_branches * channels, self.num_classes])
         return blocks @ kernel + own @ tf.convert_to_tensor(self.bias)
+
+
+def _draw_each(shape, dtype):
+    """Glorot's initial values head by head: the fan of the stacked shape would be N times too large."""
+    # A new initializer each: one gives the same values at every call.
+    return tf.stack([keras.initializers.GlorotUniform()(shape[1:], dtype) for _ in range(shape[0])])

@@ -14,6 +14,9 @@ from dynkhydra_tf.gating import COMBINATIONS, combination_weights, select_branch
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.routing import ROUTINGS, Branches, Routes, combine
 
+# Not mixed_float16: it would need a scaled loss, and bfloat16 does without.
+PART_DTYPES = ("float32", "mixed_bfloat16")
+
 
 class Forward(NamedTuple):
     """Everything that one pass over a batch gives, for losses, metrics and the tau sweep.
@@ -60,8 +63,8 @@ class Hydra(keras.Model):
         ensemble_weight, gater_weight, branch_weight: floats >= 0, alpha1, alpha2, alpha3. With
             branch_weight 0 there are no heads.
         mean, std: three floats each, the channels' mean and standard deviation, 0..255.
-        part_dtype: Keras dtype policy of the convolutional parts, such as "mixed_bfloat16". Gate,
-            selection and losses are float32 always.
+        part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutional parts.
+            Gate, selection and losses are float32 always.
 
     Raises:
         ValueError: an argument out of its range.
@@ -85,12 +88,8 @@ class Hydra(keras.Model):
         std=(127.5, 127.5, 127.5),
         part_dtype="float32",
         name="hydra",
-        **kwargs,
     ):
         super().__init__(name=name, dtype="float32")
-        kwargs.pop("dtype", None)
-        if kwargs:
-            raise ValueError(f"Unknown arguments of Hydra. Received: {sorted(kwargs)}")
         self.backbone = backbone
         self.cluster_of_class = tuple(int(cluster) for cluster in cluster_of_class)
         self.num_classes = len(self.cluster_of_class)
@@ -122,10 +121,19 @@ class Hydra(keras.Model):
             raise ValueError(f"combine must be one of {COMBINATIONS}. Received: combine={self.combine!r}")
         if self.routing not in ROUTINGS:
             raise ValueError(f"routing must be one of {ROUTINGS}. Received: routing={self.routing!r}")
-        if min(self.loss_weights) < 0:
+        if not all(0 <= weight < float("inf") for weight in self.loss_weights):
             raise ValueError(
                 "ensemble_weight, gater_weight and branch_weight must be at least 0. "
                 f"Received: {self.loss_weights}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
+            raise ValueError(
+                "mean and std must be three numbers each, std above 0. "
+                f"Received: mean={self.mean}, std={self.std}"
+            )
+        if self.part_dtype not in PART_DTYPES:
+            raise ValueError(
+                f"part_dtype must be one of {PART_DTYPES}. Received: part_dtype={self.part_dtype!r}"
             )
 
     def _make_parts(self):
@@ -171,8 +179,8 @@ class Hydra(keras.Model):
     @tau.setter
     def tau(self, tau):
         self._tau = _checked_tau(tau, "tau")
-        # Keras keeps the traced functions, tau is a constant in them.
-        self.train_function = self.test_function = self.predict_function = None
+        # Keras keeps the traced functions, and tau is a constant in them. Training has its own.
+        self.test_function = self.predict_function = None
 
     # === Forward ===
 

@@ -24,6 +24,9 @@ import keras
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import replacing
 
+FILES = ("flags.cfg", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras", "summary.json")
+FILES += ("learning_curves.png", "branches.png", "evaluation")
+
 
 class RunDirectory:
     """The files of one run under `path`; made by `RunDirectory.open`.
@@ -62,10 +65,9 @@ class RunDirectory:
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise UserError(f"Cannot write to {there}; give another --run_dir. Received: {run.path}")
         holds_run = run.flags.exists()
-        # flags.cfg is written last: without it, these two are what a kill left of `start`.
-        own = {run.partition.name, run.checkpoints.name}
-        others = [entry.name for entry in run.path.iterdir()] if there == run.path else []
-        if not holds_run and set(others) - own:
+        # Without flags.cfg, a run's files are what a kill left of `start`; hidden ones, half-written.
+        entries = list(run.path.iterdir()) if there == run.path else []
+        if not holds_run and any(entry.name not in FILES and entry.name[0] != "." for entry in entries):
             raise UserError(f"{run.path} is not empty and holds no run; give another --run_dir")
         run.continued = holds_run and not overwrite
         if run.continued and (differing := differences(run.flags)):
@@ -103,15 +105,27 @@ class RunDirectory:
         """Returns (model, step) of the newest checkpoint that can be read, or (None, 0).
 
         A damaged one is named, set aside as NAME.damaged and passed over.
+
+        Raises:
+            UserError: there are checkpoints and none can be read; all stay as they are.
         """
+        damaged = []
         for path in reversed(self._checkpoints()):
             try:
                 model = keras.saving.load_model(path)
-                return model, int(model.optimizer.iterations.numpy())
             except Exception as error:  # whatever a damaged archive makes of zipfile, h5py and Keras
-                reason = " ".join(str(error).split())[:200]
-                print(f"{path} is damaged ({reason}); going on from the one before.")
-                path.rename(f"{path}.damaged")
+                damaged.append((path, " ".join(str(error).split())[:200]))
+                continue
+            for bad, reason in damaged:
+                print(f"{bad} is damaged ({reason}); going on from {path.name}.")
+                bad.rename(f"{bad}.damaged")
+            return model, int(model.optimizer.iterations.numpy())
+        if damaged:
+            path, reason = damaged[0]
+            raise UserError(
+                f"No checkpoint in {self.checkpoints} can be read ({path.name}: {reason}). Mend them, or "
+                "start anew with --overwrite"
+            )
         return None, 0
 
     def _checkpoints(self):

@@ -91,7 +91,8 @@ class RunLog(keras.callbacks.Callback):
 class StopOnSignal(keras.callbacks.Callback):
     """On SIGTERM or SIGINT: saves a checkpoint after the batch in hand and leaves with 128 + signal.
 
-    During validation it lets the epoch end first, so that its row is not lost.
+    During validation it lets the epoch end first, so that its row is not lost. It listens while it is
+    entered as a context manager.
 
     Args:
         run: `RunDirectory`.
@@ -102,14 +103,17 @@ class StopOnSignal(keras.callbacks.Callback):
         self.run = run
         self.received = None
 
-    def on_train_begin(self, logs=None):
+    def __enter__(self):
         """Takes over the two signals."""
         self.before = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-    def on_train_end(self, logs=None):
-        """Gives them back."""
+    def __exit__(self, *error):
+        """Gives them back, and leaves if one came after the last epoch was saved."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.received and error[0] is None:
+            self._leave()
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves and leaves, if told to; after the last batch of an epoch, validation comes first."""
@@ -123,21 +127,24 @@ class StopOnSignal(keras.callbacks.Callback):
             self._leave()
 
     def _receive(self, number, frame):
-        self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: saving, then leaving.", flush=True)
+        self.received = signal.Signals(number)  # no print: the signal may have come within another one
 
     def _leave(self):
-        print(f"Saved in {self.run.checkpoints}; the same command goes on from there.", flush=True)
+        print(
+            f"{self.received.name}: saved in {self.run.checkpoints}; the same command, without --overwrite, "
+            "goes on from there.",
+            flush=True,
+        )
         sys.exit(128 + self.received)
 
 
-def fit(model, run, make_batches, validation, epochs, steps_per_epoch, done=0, verbose="auto"):
+def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbose="auto"):
     """Trains a compiled model from step `done` to the end of the last epoch.
 
     Args:
         model: compiled Keras model whose step reports `loss` and `top1`.
         run: `RunDirectory`.
-        make_batches: callable from the first step to the `tf.data.Dataset` of all batches from there.
+        batches: `tf.data.Dataset` of all batches from step `done` on.
         validation: `tf.data.Dataset` to evaluate after each epoch.
         epochs, steps_per_epoch: ints.
         done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
@@ -151,21 +158,18 @@ def fit(model, run, make_batches, validation, epochs, steps_per_epoch, done=0, v
     # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
     stretches.append((epoch + bool(step), epochs, steps_per_epoch))
-    callbacks = [
-        RunLog(run),
-        keras.callbacks.TensorBoard(run.logs, write_graph=False),
-        StopOnSignal(run),
-    ]
-    for first, end, steps in stretches:
-        if first < end:
-            # Keras runs a callback's on_train_begin for each fit.
-            model.fit(
-                make_batches(first * steps_per_epoch + steps_per_epoch - steps),
-                initial_epoch=first,
-                epochs=end,
-                steps_per_epoch=steps,
-                validation_data=validation,
-                callbacks=callbacks,
-                shuffle=False,  # the pipeline does
-                verbose=verbose,
-            )
+    with StopOnSignal(run) as stop:
+        callbacks = [RunLog(run), keras.callbacks.TensorBoard(run.logs, write_graph=False), stop]
+        for first, end, steps in stretches:
+            if first < end:
+                model.fit(
+                    batches,
+                    initial_epoch=first,
+                    epochs=end,
+                    steps_per_epoch=steps,
+                    validation_data=validation,
+                    callbacks=callbacks,
+                    shuffle=False,  # the pipeline does
+                    verbose=verbose,
+                )
+            batches = batches.skip(steps)

@@ -67,6 +67,27 @@ def test_backbones_round_trip_through_keras_serialisation():
         assert again == backbone
 
 
+def test_widths_leave_at_least_one_channel():
+    assert ResNet(1, branch_width=0.001).branch().compute_output_shape((None, 16, 16, 32))[-1] == 1
+
+
+@pytest.mark.parametrize("sizes", [{"depth": 0}, {"stem_width": 0.0}, {"gater_width": float("nan")}])
+def test_bad_sizes(sizes):
+    with pytest.raises(ValueError, match=r"depth must be at least 1 and widths in \(0, 100\). Received"):
+        ResNet(**sizes)
+
+
+def test_a_frozen_norm_is_as_at_inference():
+    unit = ConvBN(2, 1)
+    unit.build((None, 2, 2, 2))
+    unit.norm.trainable = False
+    before = unit.norm.get_weights()
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)
+    np.testing.assert_array_equal(unit(x, training=True), unit(x, training=False))
+    for now, then in zip(unit.norm.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_twins_list_their_variables_in_the_same_order():
     twins = [ResNet(2).branch() for _ in range(2)]
     for twin in twins:

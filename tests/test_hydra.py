@@ -147,6 +147,21 @@ def test_tau_can_be_set_after_training_and_for_each_image(make_hydra, fix_gate, 
     assert tf.reduce_sum(tf.cast(each, tf.int32), axis=1).numpy().tolist() == [2] * 4 + [1] * 4
 
 
+def test_tau_can_be_set_while_fit_runs(make_hydra, batch):
+    images, labels = batch(LABELS)
+    model = make_hydra()
+    model.compile("adamw")
+
+    def raise_tau(epoch, logs):
+        model.tau = 0.9
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=raise_tau)
+    fitted = model.fit(
+        images, labels, validation_data=(images, labels), epochs=2, callbacks=[callback], verbose=0
+    )
+    assert fitted.history["val_active_branches"][-1] == 1
+
+
 def test_train_tau_is_in_force_in_training_only(make_hydra, fix_gate, batch):
     model = make_hydra(tau=0.35, train_tau=0.0)
     fix_gate(model, [0.6, 0.1, 0.3])
@@ -245,10 +260,15 @@ def test_mixed_precision_keeps_gate_losses_and_statistics_in_float32(make_hydra,
     losses, forward = model.losses_of(images, labels, training=True)
     assert forward.routes.projections.dtype == tf.bfloat16
     assert {t.dtype for t in (*losses, forward.gate, forward.logits)} == {tf.float32}
-    assert {weight.dtype for weight in model.weights if "seed" not in weight.path} == {"float32"}
-    full = make_hydra()
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    full = make_hydra(tau=0.0, top_k=3)
     full.set_weights(model.get_weights())
-    np.testing.assert_allclose(model(images)["gate"], full(images)["gate"], atol=0.03)
+    images = tf.constant(images)
+    mixed = model.forward(images, 0.0)
+    np.testing.assert_allclose(mixed.gate, full(images)["gate"], atol=0.03)
+    mixed_logits = model.classify(mixed.routes, mixed.gate, mixed.selected)
+    full_logits = full.classify(*(lambda f: (f.routes, f.gate, mixed.selected))(full.forward(images, 0.0)))
+    np.testing.assert_allclose(mixed_logits, full_logits, atol=0.1)
 
 
 def test_summary_names_the_parts(make_hydra):
@@ -271,6 +291,10 @@ def test_summary_names_the_parts(make_hydra):
         ({"combine": "mean"}, "combine must be one of.*Received: combine='mean'"),
         ({"routing": "sparse"}, "routing must be one of"),
         ({"gater_weight": -1.0}, "must be at least 0"),
+        ({"gater_weight": float("nan")}, "must be at least 0"),
+        ({"mean": (1, 2)}, "mean and std must be three numbers each"),
+        ({"std": (1, 0, 1)}, "std above 0"),
+        ({"part_dtype": "mixed_float16"}, "part_dtype must be one of.*Received: part_dtype='mixed_float16'"),
     ],
 )
 def test_bad_settings(make_hydra, settings, message):

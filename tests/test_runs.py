@@ -71,6 +71,9 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
 
 
 def test_what_a_kill_left_of_a_start_is_no_obstacle(run):
+    # While it emptied a directory, or while it wrote its files.
+    run.append_metrics({"epoch": 1, "step": 5, "val_top1": 0.5})
+    (run.path / ".flags.123.cfg").write_text("--see")
     run.flags.unlink()
     again = open_run(run.path)
     assert not again.continued
@@ -128,6 +131,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, model, capsys, d
     assert "step-00000020.keras is damaged" in capsys.readouterr().out
     assert (run.checkpoints / "step-00000020.keras.damaged").exists()
     assert run.load_checkpoint()[1] == 10
+
+
+def test_when_no_checkpoint_can_be_read_all_stay(run, model):
+    for step in (10, 20):
+        train_to(model, step)
+        run.save_checkpoint(model)
+        (run.checkpoints / f"step-000000{step}.keras").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read .*--overwrite"):
+        run.load_checkpoint()
+    assert sorted(os.listdir(run.checkpoints)) == ["step-00000010.keras", "step-00000020.keras"]
 
 
 def test_no_checkpoint(run):

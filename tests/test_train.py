@@ -83,9 +83,14 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     assert again is None
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["epochs"] == 1
 
+    # Nor does a flagfile delete, though the run was one that began with --overwrite.
+    assert command("--epochs=1", "--warmup_epochs=0", "--overwrite") is None
+    assert "overwrite" not in (run / "flags.cfg").read_text()
+    assert len(rows_of(run)) == 1
+
     # Another flag is named, and nothing changes.
     before = (run / "flags.cfg").read_text()
-    assert command("--epochs=2", "--tau=0.2") == 2
+    assert command("--epochs=1", "--warmup_epochs=0", "--tau=0.2") == 2
     assert "--tau=0.2 (the run's: 0.08)" in capsys.readouterr().err
     assert (run / "flags.cfg").read_text() == before
 
@@ -122,7 +127,7 @@ def test_a_killed_run_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "going on after step" in output and "SIGTERM: saving, then leaving." in output
+    assert "going on after step" in output and "SIGTERM: saved in" in output
     saved = sorted(os.listdir(tmp_path / "killed" / "checkpoints"))[-1]
     assert int(saved[5:13]) >= steps * (len(kept) + 2)
 
@@ -176,6 +181,7 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
         (["--partition=semantic"], "no superclasses (coarse labels)"),
         (["--partition=file", "--partition_file=nowhere.json"], "nowhere.json"),
         (["--dataset=cifar100", "--data_dir=nowhere"], "nowhere"),
+        (["--run_dir=/dev/null/run"], "Cannot write to /dev/null"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_writes_nothing(
@@ -184,10 +190,10 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert command(*arguments) == 2
     captured = capsys.readouterr()
-    error = captured.err.strip().splitlines()[-1]
+    (error,) = captured.err.strip().splitlines()
     assert error.startswith("error: ") and message in error
     assert "Epoch" not in captured.out
-    assert not (tmp_path / "run" / "flags.cfg").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_partition_file_of_another_data_set(command, tmp_path, capsys):

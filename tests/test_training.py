@@ -1,10 +1,16 @@
 import math
+import os
+import signal
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.training import RunLog, learning_rate_schedule
+from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.runs import RunDirectory
+from dynkhydra_tf.training import RunLog, fit, learning_rate_schedule
 
 
 def test_piecewise_drops_at_the_first_step_of_the_epoch():
@@ -73,3 +79,61 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(log, loss):
     with pytest.raises(UserError, match=r"The loss became"):
         log.on_epoch_end(0, {"loss": 1.0, "val_loss": loss})
     assert log.run.said == []
+
+
+STEPS, EPOCHS = 4, 3
+
+
+def train(run, make_hydra, batch):
+    """Trains to the end of the last epoch, from the last checkpoint or from the start."""
+    model, done = run.load_checkpoint()
+    if model is None:
+        model = make_hydra()
+        model.compile(keras.optimizers.AdamW(1e-2))
+    run.drop_metrics_after(done)
+    images, labels = batch(np.arange(STEPS * EPOCHS * 6) % 6)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(6).skip(done)
+    held_out = tf.data.Dataset.from_tensors(batch([0, 1, 2, 3], seed=1))
+    fit(model, run, batches, held_out, EPOCHS, STEPS, done, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "saved_at"),
+    # In the middle of the first and of the last epoch; at the last batch, which lets the epoch end.
+    [(2, 2), (10, 10), (4, 4), (12, 12)],
+)
+def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
+    make_hydra, batch, tmp_path, monkeypatch, kill_at, saved_at
+):
+    def new_run(name):
+        run = RunDirectory.open(tmp_path / name, lambda _: [])
+        run.start("", ClassPartition("toy", ("a",), (0,), "random"))
+        return run
+
+    whole = new_run("whole")
+    expected = train(whole, make_hydra, batch)
+
+    watch = RunLog.on_train_batch_end
+
+    def watch_and_kill(self, index, logs=None):
+        watch(self, index, logs)
+        if int(self.model.optimizer.iterations.numpy()) == kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = new_run("stopped")
+    monkeypatch.setattr(RunLog, "on_train_batch_end", watch_and_kill)
+    with pytest.raises(SystemExit) as leaving:
+        train(run, make_hydra, batch)
+    assert leaving.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run.load_checkpoint()[1] == saved_at
+
+    monkeypatch.setattr(RunLog, "on_train_batch_end", watch)
+    model = train(run, make_hydra, batch)
+    rows, whole_rows = run.metric_rows(), whole.metric_rows()
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
+    for row, whole_row in zip(rows, whole_rows, strict=True):
+        assert row["val_loss"] == pytest.approx(whole_row["val_loss"], rel=1e-3)
+    for mine, theirs in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=1e-3, err_msg=mine.path)

@@ -76,6 +76,22 @@ class ResNet(Backbone):
     gater_width: float = 1.0
     image_size: int = 32
 
+    def __post_init__(self):
+        """Checks the sizes.
+
+        Raises:
+            ValueError: a size out of its range.
+        """
+        if self.depth < 1 or not all(0 < w < 100 for w in self._widths):
+            raise ValueError(
+                f"depth must be at least 1 and widths in (0, 100). Received: depth={self.depth}, "
+                f"widths={self._widths}"
+            )
+
+    @property
+    def _widths(self):
+        return (self.stem_width, self.branch_width, self.gater_width)
+
     @property
     def input_shape(self):
         """(H, W, 3)."""
@@ -99,7 +115,7 @@ class ResNet(Backbone):
 
     def _stem(self, width, dtype):
         return [
-            ConvBN(round(16 * width), 3, dtype=dtype, name="conv"),
+            ConvBN(_channels(16, width), 3, dtype=dtype, name="conv"),
             *self._stage(1, 16, 1, width, dtype),
             *self._stage(2, 32, 2, width, dtype),
         ]
@@ -107,10 +123,14 @@ class ResNet(Backbone):
     def _stage(self, number, filters, strides, width, dtype):
         return [
             BasicBlock(
-                round(filters * width),
+                _channels(filters, width),
                 strides if block == 1 else 1,
                 dtype=dtype,
                 name=f"stage{number}_block{block}",
             )
             for block in range(1, self.depth + 1)
         ]
+
+
+def _channels(filters, width):
+    return max(1, round(filters * width))

@@ -2,6 +2,6 @@
 
 from dynkhydra_tf.partition.artefact import ClassPartition
 from dynkhydra_tf.partition.extractors import Extractor, build_extractor
-from dynkhydra_tf.partition.make import STRATEGIES, make_partition
+from dynkhydra_tf.partition.make import STRATEGIES, check_source, make_partition
 
-__all__ = ["STRATEGIES", "ClassPartition", "Extractor", "build_extractor", "make_partition"]
+__all__ = ["STRATEGIES", "ClassPartition", "Extractor", "build_extractor", "check_source", "make_partition"]

@@ -73,6 +73,23 @@ def make_partition(
     return ClassPartition(data.name, data.class_names, clusters, strategy, extractor_name, seed)
 
 
+def check_source(
+    strategy: str,
+    feature_extractor: str,
+    feature_weights: str | os.PathLike = IMAGENET,
+    partition_file: str | os.PathLike | None = None,
+) -> None:
+    """Checks what a strategy is to be made from as far as this needs no data set.
+
+    Raises:
+        UserError: an unknown feature extractor, or a file that is not there or not what it should be.
+    """
+    if strategy == "file":
+        ClassPartition.load(partition_file)
+    elif strategy.startswith("cluster_"):
+        build_extractor(feature_extractor, feature_weights)
+
+
 def _from_file(data, partition_file, num_branches) -> ClassPartition:
     partition = ClassPartition.load(partition_file, data.name, data.class_names)
     if partition.num_branches != num_branches:
