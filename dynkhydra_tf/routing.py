@@ -81,6 +81,13 @@ class Branches(keras.Layer):
         branches = [self.make_branch() for _ in range(self.num_branches)]
         for branch in branches:
             branch.build(features_shape)
+        # Of the weights alone: the random states of dropout layers are named by a counter, and any will do.
+        names = [sorted(weight.path for weight in branch.weights) for branch in branches]
+        if any(other != names[0] for other in names):
+            raise ValueError(
+                "Twin branches must name their weights alike: give every layer of a branch an explicit name. "
+                f"Received: {names[0]} and {next(other for other in names if other != names[0])}"
+            )
         self._runner = _Runner(branches[0], features_shape)
         self.stacks = [
             self.add_weight(
@@ -92,13 +99,6 @@ class Branches(keras.Layer):
             )
             for twins in zip(*map(_variables_by_name, branches), strict=True)
         ]
-        # Of the weights alone: the random states of dropout layers are named by a counter, and any will do.
-        names = [sorted(weight.path for weight in branch.weights) for branch in branches]
-        if any(other != names[0] for other in names):
-            raise ValueError(
-                "Twin branches must name their weights alike: give every layer of a branch an explicit name. "
-                f"Received: {names[0]} and {next(other for other in names if other != names[0])}"
-            )
 
     @property
     def projection_shape(self):
@@ -124,7 +124,7 @@ class Branches(keras.Layer):
         Returns:
             `Routes` of all pairs that were run.
         """
-        # Ints from here on: oneDNN has no transposition of bools and says so in every run.
+        # Ints from here on: oneDNN cannot transpose bools.
         needed = tf.cast(tf.ones_like(needed) if self.routing == "dense" else needed, tf.int32)
         branch, image = tf.unstack(tf.where(tf.transpose(needed)), axis=1)
         if self.routing == "dense":

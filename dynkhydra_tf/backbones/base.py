@@ -10,7 +10,8 @@ class Backbone(abc.ABC):
     A subclass is a frozen dataclass of its sizes, registered with
     `keras.saving.register_keras_serializable`, and sets `input_shape`, (H, W, 3). Each method returns
     a new Keras layer with weights of its own; `dtype` is its Keras dtype policy. The layers of a branch
-    have explicit names: by these the weights of the twins are matched, in every process alike.
+    have explicit names: by these the weights of the twins are matched, in every process alike. Weight
+    regularisers of a layer are not used; the optimizer's weight decay is.
     """
 
     input_shape: tuple
