@@ -4,8 +4,6 @@ FLOPs are 2 x the multiply-adds of convolutions and dense layers for one image, 
 tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner.
 """
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -76,5 +74,4 @@ def plain_costs(backbone, num_classes):
     """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included."""
     network = keras.Sequential([backbone.plain(), *classifier(num_classes)])
     network.build((None, *backbone.input_shape))
-    parameters = sum(math.prod(weight.shape) for weight in network.weights)
-    return {"flops": count_flops(network, backbone.input_shape), "parameters": parameters}
+    return {"flops": count_flops(network, backbone.input_shape), "parameters": network.count_params()}

@@ -8,7 +8,6 @@ Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all
 
 import csv
 import dataclasses
-import json
 import pathlib
 import textwrap
 
@@ -22,10 +21,11 @@ from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import replacing, write_json
 from dynkhydra_tf.flags import read_flags
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.partition import clusters_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,10 +263,7 @@ def main(options):
     print(
         table([["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]) + "\n"
     )
-    clusters = [
-        [name for name, own in zip(data.class_names, model.cluster_of_class, strict=True) if own == branch]
-        for branch in range(model.num_branches)
-    ]
+    clusters = clusters_of(data.class_names, model.cluster_of_class)
     rows = [["branch", "used by", "top-1", "of its classes"]]
     for branch, use, accuracy, names in zip(
         range(model.num_branches), results["branch_use"], results["cluster_accuracy"], clusters, strict=True
@@ -279,8 +276,7 @@ def main(options):
     # === Write ===
     output = pathlib.Path(options.output_dir or run_dir / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "evaluation.json", results)
     with replacing(output / "tau.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=results["tau_table"][0])
         writer.writeheader()

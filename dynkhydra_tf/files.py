@@ -1,6 +1,7 @@
 """Writing a file so that a reader sees the old one or the new one, never half of one."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -27,3 +28,9 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Writes a value as indented JSON; replaces `path` whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,6 @@ epoch is found in metrics.csv, and every file is written beside its place and re
 """
 
 import csv
-import json
 import os
 import pathlib
 import shutil
@@ -22,7 +21,7 @@ import shutil
 import keras
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import replacing, write_json
 
 FILES = ("flags.cfg", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras", "summary.json")
 FILES += ("learning_curves.png", "branches.png", "evaluation")
@@ -173,5 +172,4 @@ class RunDirectory:
 
     def write_summary(self, summary):
         """Writes summary.json."""
-        with replacing(self.summary) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(self.summary, summary)

@@ -1,4 +1,4 @@
-"""Training: optimizer, schedules, and the callbacks that make a run safe to kill."""
+"""Training: the schedules, and the callbacks that make a run safe to kill."""
 
 import math
 import signal

@@ -66,10 +66,7 @@ class ClassPartition:
     @property
     def clusters(self) -> list[list[str]]:
         """The class names of each of the nb clusters, in the order of the labels."""
-        clusters = [[] for _ in range(self.num_branches)]
-        for name, cluster in zip(self.class_names, self.cluster_of_class, strict=True):
-            clusters[cluster].append(name)
-        return clusters
+        return clusters_of(self.class_names, self.cluster_of_class)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the partition as JSON, one cluster of class names a line; replaces `path` whole or not."""
@@ -141,6 +138,14 @@ class ClassPartition:
             )
         except UserError as error:
             raise UserError(f"Partition file {path}: {error}") from error
+
+
+def clusters_of(class_names: Sequence[str], cluster_of_class: Sequence[int]) -> list[list[str]]:
+    """The class names of each cluster, in the order of the labels; M names and M ints in [0, nb)."""
+    clusters = [[] for _ in range(max(cluster_of_class) + 1)]
+    for name, cluster in zip(class_names, cluster_of_class, strict=True):
+        clusters[cluster].append(name)
+    return clusters
 
 
 def _read_record(path: str | os.PathLike) -> dict:
