@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
+
+from dynkhydra_tf.errors import UserError
 
 
 @contextlib.contextmanager
@@ -28,6 +31,27 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(directory: str | os.PathLike, flag: str) -> None:
+    """Tries whether a directory, there or still to be made, can be written to; leaves nothing behind.
+
+    Args:
+        directory: the path.
+        flag: the flag that it was given with, for the message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    directory = pathlib.Path(directory)
+    there = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))  # os.access says yes to root everywhere
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"Cannot write to {there} ({reason}); give another --{flag}. Received: {directory}"
+        ) from error
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -277,8 +277,8 @@ class Hydra(keras.Model):
     # === Copies and serialisation ===
 
     def for_inference(self):
-        """Returns the same model with the same weights (copied), without the training-only heads."""
-        model = Hydra.from_config({**self.get_config(), "branch_weight": 0.0})
+        """Returns the model with its weights (copied), in float32, without the training-only heads."""
+        model = Hydra.from_config({**self.get_config(), "branch_weight": 0.0, "part_dtype": "float32"})
         for part in ("stem", "gater", "branches", "combiner"):
             getattr(model, part).set_weights(getattr(self, part).get_weights())
         return model

@@ -101,6 +101,11 @@ class Branches(keras.Layer):
         ]
 
     @property
+    def features_shape(self):
+        """(None, H, W, C), what the branches take."""
+        return self._runner.features_shape
+
+    @property
     def projection_shape(self):
         """(h, w, c) of one projection."""
         return self._runner.projection_shape
@@ -109,9 +114,13 @@ class Branches(keras.Layer):
         """Returns branch `index` as a Keras layer of its own, with a copy of its weights."""
         branch = self.make_branch()
         branch.build(self._runner.features_shape)
+        self.load(branch, index)
+        return branch
+
+    def load(self, branch, index):
+        """Copies the weights of branch `index` into a layer that `branch` returned."""
         for variable, stack in zip(_variables_by_name(branch), self.stacks, strict=True):
             variable.assign(stack.value[index])
-        return branch
 
     def call(self, features, needed, training=False):
         """Runs the branches.

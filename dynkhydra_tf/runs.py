@@ -14,14 +14,13 @@ epoch is found in metrics.csv, and every file is written beside its place and re
 """
 
 import csv
-import os
 import pathlib
 import shutil
 
 import keras
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing, write_json
+from dynkhydra_tf.files import check_writable, replacing, write_json
 
 FILES = ("flags.cfg", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras", "summary.json")
 FILES += ("learning_curves.png", "branches.png", "evaluation")
@@ -60,12 +59,10 @@ class RunDirectory:
                 written to.
         """
         run = cls(path)
-        there = next(parent for parent in (run.path, *run.path.absolute().parents) if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"Cannot write to {there}; give another --run_dir. Received: {run.path}")
+        check_writable(run.path, "run_dir")
         holds_run = run.flags.exists()
         # Without flags.cfg, a run's files are what a kill left of `start`; hidden ones, half-written.
-        entries = list(run.path.iterdir()) if there == run.path else []
+        entries = list(run.path.iterdir()) if run.path.exists() else []
         if not holds_run and any(entry.name not in FILES and entry.name[0] != "." for entry in entries):
             raise UserError(f"{run.path} is not empty and holds no run; give another --run_dir")
         run.continued = holds_run and not overwrite

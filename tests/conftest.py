@@ -2,6 +2,9 @@
 
 import dataclasses
 import pathlib
+import pickle
+import subprocess
+import sys
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
@@ -91,3 +94,50 @@ def run_command():
             return leaving.code
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A TinyBackbone model that was trained for a few steps: its normalisation statistics are its own.
+
+    Each class has a colour. Use, don't change.
+    """
+    keras.utils.set_random_seed(0)
+    model = Hydra(TinyBackbone(), (0, 0, 1, 1, 2, 2), top_k=2, tau=0.2, combine="gate_weighted")
+    model.compile(keras.optimizers.AdamW(1e-2))
+    images, labels = coloured_images(np.arange(600) % 6)
+    model.fit(images, labels, batch_size=20, epochs=3, verbose=0)
+    return model
+
+
+def coloured_images(labels, seed=0):
+    """Noisy images (B,8,8,3) uint8 of the colours of their classes 0..5, and the labels."""
+    labels = np.asarray(labels, np.int32)
+    rng = np.random.default_rng(seed)
+    colours = np.array(
+        [[200, 40, 40], [200, 120, 40], [40, 200, 40], [40, 200, 160], [40, 40, 200], [160, 40, 200]]
+    )
+    noise = rng.normal(0, 50, (len(labels), 8, 8, 3))
+    return np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture
+def answer_natively(tmp_path):
+    """Returns a function that answers requests with an export in a process without Python's TensorFlow."""
+
+    def answer(model_dir, requests):
+        asked, answered = tmp_path / "requests.pickle", tmp_path / "answers.pickle"
+        asked.write_bytes(pickle.dumps(requests))
+        native = ROOT / "dynkhydra_tf" / "serving" / "native.py"
+        script = ROOT / "tests" / "native_process.py"
+        done = subprocess.run(
+            [sys.executable, script, native, model_dir, asked, answered],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return pickle.loads(answered.read_bytes())
+
+    return answer

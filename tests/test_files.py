@@ -2,7 +2,8 @@
 
 import pytest
 
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import check_writable, replacing
 
 
 def test_replaces_a_file_and_makes_its_folder(tmp_path):
@@ -22,3 +23,12 @@ def test_leaves_the_old_file_when_writing_fails(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writable_is_tried_and_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "not" / "yet", "run_dir")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(
+        UserError, match=r"Cannot write to /proc .*; give another --run_dir. Received: /proc/run"
+    ):
+        check_writable("/proc/run", "run_dir")

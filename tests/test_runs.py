@@ -92,7 +92,8 @@ def test_a_half_written_checkpoint_is_neither_loaded_nor_kept(run, model):
 def test_a_path_that_cannot_be_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match=r"Cannot write to .*file; give another --run_dir. Received: .*file/run"
+        UserError,
+        match=r"Cannot write to .*file .Not a directory.; give another --run_dir. Received: .*file/run",
     ):
         open_run(tmp_path / "file" / "run")
 

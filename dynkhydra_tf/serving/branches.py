@@ -1,0 +1,171 @@
+"""The branches at inference: folded, and each run only where some image selected it.
+
+Two layouts of the same computation. `StackedBranches`, for servers: the weights of all branches lie in one
+variable and one body runs whichever branch is asked for, so that neither the graph, nor its load time, nor
+the cost of a branch that is not run grows with nb. `UnrolledBranches`, for edge runtimes: a tf.cond for
+each branch, with weights that are constants to the converter, which can then quantise them.
+
+Axis letters: B batch, N branches (nb), K most branches of an image, R routes (pairs of image and branch),
+H W C feature map of the stem, h w c projection of a branch, P floats of one branch.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dynkhydra_tf.backbones.blocks import fold
+from dynkhydra_tf.gating import combination_weights
+
+# TensorFlow shares the memory of a slice that begins and ends at a multiple of 64 bytes, and copies others.
+_ALIGNED = 16  # floats
+
+
+class StackedBranches(tf.Module):
+    """All branches as one variable (N, P/16, 16), of which a branch's weights are a slice that is not copied.
+
+    One image: K slots, one inside the other; each but the first under its own tf.cond, "is there one more
+    branch?". A batch: a loop over the branches that some image needs, each on its own images.
+
+    Args:
+        model: `Hydra` in float32.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="branches")
+        self.top_k, self.combine = model.top_k, model.combine
+        self.projection_shape = model.branches.projection_shape
+        self._body = model.branches.branch(0)
+        rows = []
+        for index in range(model.num_branches):
+            model.branches.load(self._body, index)
+            self._weights = fold(self._body)
+            rows.append(np.concatenate([_aligned(weight.numpy()) for weight in self._weights]))
+        self._sizes = [-(-weight.value.shape.num_elements() // _ALIGNED) for weight in self._weights]
+        self._rows = tf.Variable(np.stack(rows), trainable=False, name="branches")
+        features = tf.TensorSpec(model.branches.features_shape, tf.float32)
+        # Runs one branch (() int32) on features (n, H, W, C); a function, so that the file holds it once.
+        self._run = tf.function(
+            self._trace, input_signature=[tf.TensorSpec((), tf.int32), features], autograph=False
+        ).get_concrete_function()
+
+    def __call__(self, features, gate, selected):
+        """Returns the combined projections of a batch.
+
+        Args:
+            features: (B, H, W, C) float32, B > 0.
+            gate: (B, N) float32, probabilities.
+            selected: (B, N) bool, from `select_branches`.
+
+        Returns:
+            (B, h, w, c) float32.
+        """
+        weights = combination_weights(gate, selected, self.combine)
+        combined = tf.cond(
+            tf.shape(features)[0] == 1,
+            lambda: self._one_image(features, weights[0], selected[0]),
+            lambda: self._batch(features, weights, selected),
+        )
+        return tf.ensure_shape(combined, (None, *self.projection_shape))
+
+    def _trace(self, branch, features):
+        parts = tf.split(self._rows[branch], self._sizes)
+        values = [
+            tf.reshape(tf.reshape(part, [-1])[: weight.value.shape.num_elements()], weight.shape)
+            for part, weight in zip(parts, self._weights, strict=True)
+        ]
+        with keras.StatelessScope(state_mapping=list(zip(self._weights, values, strict=True))):
+            return self._body(features)
+
+    def _one_image(self, features, weights, selected):
+        # The selected branches are the first ones in the order of their weights (N,).
+        weight, branch = tf.math.top_k(weights, self.top_k)
+        count = tf.reduce_sum(tf.cast(selected, tf.int32))
+
+        def slot(rank, combined):
+            projection = self._run(branch[rank], features)
+            if self.combine != "sum":
+                projection *= weight[rank]
+            combined = projection if combined is None else combined + projection
+            if rank + 1 == self.top_k:
+                return combined
+            return tf.cond(count > rank + 1, lambda: slot(rank + 1, combined), lambda: combined)
+
+        return slot(0, None)
+
+    def _batch(self, features, weights, selected):
+        # Sorted by branch, the rows of one branch are a slice, and that costs nothing.
+        selected = tf.cast(selected, tf.int32)
+        branch, image = tf.unstack(tf.where(tf.transpose(selected)), axis=1)  # (R,) each
+        rows = tf.gather(features, image)
+        weight = tf.gather_nd(weights, tf.stack([image, branch], axis=1))[:, None, None, None]
+        count = tf.reduce_sum(selected, axis=0)
+        end = tf.cumsum(count)
+        needed = tf.cast(tf.where(count > 0)[:, 0], tf.int32)
+
+        def add(turn, combined):
+            own = slice(end[needed[turn]] - count[needed[turn]], end[needed[turn]])
+            projections = self._run(needed[turn], rows[own])
+            if self.combine != "sum":
+                projections *= weight[own]
+            return turn + 1, tf.tensor_scatter_nd_add(combined, image[own, None], projections)
+
+        zeros = tf.zeros((tf.shape(features)[0], *self.projection_shape))
+        turns = tf.size(needed)
+        return tf.while_loop(lambda turn, _: turn < turns, add, (0, zeros))[1]
+
+
+class UnrolledBranches(tf.Module):
+    """N folded branches, each under its own tf.cond with the gather of its images inside.
+
+    Args:
+        model: `Hydra` in float32.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="branches")
+        self.combine = model.combine
+        self.projection_shape = model.branches.projection_shape
+        self._branches = [model.branches.branch(index) for index in range(model.num_branches)]
+        for branch in self._branches:
+            fold(branch)
+
+    def __call__(self, features, gate, selected):
+        """Returns the combined projections (B, h, w, c) of a batch; see `StackedBranches`."""
+        weights = combination_weights(gate, selected, self.combine)
+        needed = tf.cast(selected, tf.int32)
+        combined = tf.zeros((tf.shape(features)[0], *self.projection_shape))
+        for index, branch in enumerate(self._branches):
+
+            def add(index=index, branch=branch, combined=combined):
+                image = tf.where(needed[:, index])[:, 0]
+                # tf2onnx can lose the shapes of what comes into this function, and a convolution needs it.
+                rows = tf.ensure_shape(tf.gather(features, image), features.shape)
+                with constant_weights(branch):
+                    projections = branch(rows)
+                if self.combine != "sum":
+                    projections *= tf.gather(weights[:, index], image)[:, None, None, None]
+                return tf.tensor_scatter_nd_add(combined, image[:, None], projections)
+
+            used = tf.reduce_sum(needed[:, index]) > 0
+            combined = tf.cond(used, add, lambda combined=combined: combined)
+        return tf.ensure_shape(combined, (None, *self.projection_shape))
+
+
+@contextlib.contextmanager
+def constant_weights(*layers):
+    """A scope in which the layers' variables are constants of the function that is being traced.
+
+    For converters. A variable, or a constant of the function outside, would come into a tf.cond's function
+    as an input: LiteRT does not find its value there and tf2onnx not even its shape.
+    """
+    with tf.init_scope():
+        weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
+    with keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights]):
+        yield
+
+
+def _aligned(weight):
+    """A weight as rows of `_ALIGNED` floats, (n, 16), zeros at the end."""
+    return np.pad(weight.ravel(), (0, -weight.size % _ALIGNED)).reshape(-1, _ALIGNED)
