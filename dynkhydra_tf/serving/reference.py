@@ -1,0 +1,164 @@
+"""Reference requests and the answers that the Keras model gave to them; replayed by `verify`.
+
+    {"tolerance": 1e-4, "requests": [{"signature", "inputs": {name: array}, "outputs": {name: array}}, ...]}
+
+An array is {"dtype", "shape", "base64": its bytes}; of strings ("dtype": "bytes") a list of each one's.
+Axis letters: B batch, S side of an image.
+"""
+
+import base64
+import json
+
+import numpy as np
+import tensorflow as tf
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.serving.signatures import decode
+
+TOLERANCE = 1e-4  # another processor, another order of sums
+
+
+def make_reference(model, class_names, fit, tau, top_classes=0, input_dtype=np.uint8, seed=0):
+    """Makes one or two requests for each signature and answers them with the Keras model.
+
+    Args:
+        model: `Hydra`; its own tau is not used.
+        class_names: M str.
+        fit, top_classes: as for `signatures`.
+        tau: float, the served threshold.
+        input_dtype: numpy dtype of `images`.
+        seed: int, of the images.
+
+    Returns:
+        list of dicts signature, inputs, outputs; arrays as numpy arrays, strings as bytes objects.
+    """
+    rng = np.random.default_rng(seed)
+    size = model.backbone.input_shape[0]
+
+    def answer(images, tau, signature):
+        out = model(images, tau=tau)
+        selected = out["selected"].numpy()
+        gate = {"gate": out["gate"].numpy(), "active_branches": selected.sum(axis=1, dtype=np.int32)}
+        if signature == "gate":
+            return {**gate, "selected": selected}
+        probabilities = tf.nn.softmax(out["logits"]).numpy()
+        names = np.array([name.encode() for name in class_names], object)
+        class_id = probabilities.argmax(axis=1).astype(np.int32)
+        outputs = {"probabilities": probabilities, "class_id": class_id, "label": names[class_id], **gate}
+        if top_classes:
+            best = tf.math.top_k(probabilities, top_classes)
+            ids = best.indices.numpy()
+            outputs |= {
+                "top_class_ids": ids,
+                "top_labels": names[ids],
+                "top_probabilities": best.values.numpy(),
+            }
+        return outputs
+
+    requests = []
+    for signature, batch in (("serving_default", 1), ("serving_default", 5), ("with_tau", 3), ("gate", 2)):
+        images = _pictures(rng, batch, size, size)
+        inputs = {"images": images.astype(input_dtype)}
+        if signature == "with_tau":
+            inputs["tau"] = np.array([0.0, tau, 0.5], np.float32)
+        outputs = answer(images, inputs.get("tau", tau), signature)
+        requests.append({"signature": signature, "inputs": inputs, "outputs": outputs})
+    files = [
+        tf.io.encode_jpeg(_pictures(rng, 1, size, 2 * size)[0]).numpy(),
+        tf.io.encode_png(_pictures(rng, 1, size + 3, size)[0, :, :, :1]).numpy(),
+    ]
+    outputs = answer(decode(tf.constant(files), size, fit), tau, "image_bytes")
+    inputs = {"image_bytes": np.array(files, object)}
+    return [*requests, {"signature": "image_bytes", "inputs": inputs, "outputs": outputs}]
+
+
+def _pictures(rng, batch, height, width):
+    """Random colour patches (B, H, W, 3) uint8: unlike noise, no two of them look alike to a gater."""
+    coarse = rng.integers(0, 256, (batch, 4, 4, 3)).astype(np.float32)
+    return tf.cast(tf.image.resize(coarse, (height, width)), tf.uint8).numpy()
+
+
+def difference(expected, received):
+    """Compares two answers.
+
+    Args:
+        expected, received: dicts of arrays by output name.
+
+    Returns:
+        The largest absolute difference of the floats; infinite where names, shapes, or values that are
+        no floats differ.
+    """
+    if set(expected) != set(received):
+        return float("inf")
+    largest = 0.0
+    for name, array in expected.items():
+        other = np.asarray(received[name])
+        if other.shape != array.shape:
+            return float("inf")
+        if array.dtype.kind == "f":
+            largest = max(largest, float(np.max(np.abs(array - other), initial=0.0)))
+            if np.isnan(other).any():
+                return float("inf")
+        elif not np.array_equal(other, array):
+            return float("inf")
+    return largest
+
+
+# === The file ===
+
+
+def to_json(requests):
+    """Returns the requests as a value that `json` can write."""
+
+    def arrays(named):
+        return {name: _encode(array) for name, array in named.items()}
+
+    records = [
+        {
+            "signature": request["signature"],
+            "inputs": arrays(request["inputs"]),
+            "outputs": arrays(request["outputs"]),
+        }
+        for request in requests
+    ]
+    return {"tolerance": TOLERANCE, "requests": records}
+
+
+def load(path):
+    """Reads a reference file; returns (requests as `make_reference` gives them, tolerance).
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        requests = [
+            {
+                "signature": request["signature"],
+                "inputs": {name: _decode(value) for name, value in request["inputs"].items()},
+                "outputs": {name: _decode(value) for name, value in request["outputs"].items()},
+            }
+            for request in record["requests"]
+        ]
+        return requests, float(record["tolerance"])
+    except OSError as error:
+        raise UserError(f"The reference file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no reference file of an export: {error!r}") from error
+
+
+def _encode(array):
+    if array.dtype.kind == "O":
+        values = [base64.b64encode(value).decode() for value in array.ravel()]
+        return {"dtype": "bytes", "shape": array.shape, "base64": values}
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": array.shape, "base64": data}
+
+
+def _decode(value):
+    if value["dtype"] == "bytes":
+        values = np.empty(len(value["base64"]), object)
+        values[:] = [base64.b64decode(text) for text in value["base64"]]
+        return values.reshape(value["shape"])
+    return np.frombuffer(base64.b64decode(value["base64"]), value["dtype"]).reshape(value["shape"])

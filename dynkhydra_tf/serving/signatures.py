@@ -1,0 +1,220 @@
+"""The signatures of a served model: what a request may hold, how it is checked, what comes back.
+
+| signature | inputs | outputs |
+|---|---|---|
+| serving_default | images (B,S,S,3) uint8 or float32, 0..255 | answer |
+| image_bytes | image_bytes (B) strings: JPEG, PNG, GIF or BMP of any size | answer |
+| with_tau | images, tau (B) float32 in [0, 1) | answer |
+| gate | images | gate, selected (B,N) bool, active_branches |
+
+answer: probabilities (B,M) float32, class_id (B) int32, label (B) string, gate (B,N) float32,
+active_branches (B) int32; with top classes k also top_class_ids (B,k) int32, top_labels (B,k) string and
+top_probabilities (B,k) float32, best first. Every output has the batch axis, which TensorFlow Serving's
+batching needs. Axis letters: B batch, S side of an image, N branches (nb), M classes.
+"""
+
+import tensorflow as tf
+
+from dynkhydra_tf.data.preprocessing import preprocess
+
+# Larger pictures are refused before they are decoded: a file of a kilobyte can claim gigabytes.
+MAX_PIXELS = 64 * 1024 * 1024
+
+
+def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8):
+    """Makes the signatures of a model.
+
+    Args:
+        graph: `InferenceGraph`.
+        class_names: M str.
+        fit: how a picture becomes square, see `preprocess`.
+        tau: float in [0, 1), the threshold where the request gives none.
+        top_classes: int, k of the top-k outputs; 0 for none.
+        input_dtype: of `images`: tf.uint8 or tf.float32.
+
+    Returns:
+        dict of `tf.function` with input signature, by name.
+    """
+    size = graph.model.backbone.input_shape[0]
+    labels = tf.constant(list(class_names))
+    images = tf.TensorSpec((None, size, size, 3), input_dtype, name="images")
+    thresholds = tf.TensorSpec((None,), tf.float32, name="tau")
+    pictures = tf.TensorSpec((None,), tf.string, name="image_bytes")
+
+    # What the signatures share is traced once: the file holds each of these functions once.
+    checked = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None,), tf.float32)]
+    gating_of = concrete(graph.gating, *checked)
+
+    def classify(images, tau):
+        gating = gating_of(images, tau)
+        probabilities = graph.classify(gating)
+        class_id = tf.argmax(probabilities, axis=1, output_type=tf.int32)
+        outputs = {
+            "probabilities": probabilities,
+            "class_id": class_id,
+            "label": tf.gather(labels, class_id),
+            "gate": gating.gate,
+            "active_branches": _count(gating.selected),
+        }
+        if top_classes:
+            best = tf.math.top_k(probabilities, top_classes)
+            outputs["top_class_ids"] = best.indices
+            outputs["top_labels"] = tf.gather(labels, best.indices)
+            outputs["top_probabilities"] = best.values
+        return outputs
+
+    answer = concrete(classify, *checked)
+    prepared = concrete(lambda images: _checked_images(images, size, fit), images)
+    decoded = concrete(lambda image_bytes: decode(image_bytes, size, fit), pictures)
+
+    def own_tau(images):
+        return tf.fill(tf.shape(images)[:1], tf.constant(tau, tf.float32))
+
+    def serving_default(images):
+        images = prepared(images)
+        return answer(images, own_tau(images))
+
+    def image_bytes(image_bytes):
+        images = decoded(image_bytes)
+        return answer(images, own_tau(images))
+
+    def with_tau(images, tau):
+        images = prepared(images)
+        return answer(images, _checked_tau(tau, images))
+
+    def gate(images):
+        images = prepared(images)
+        gating = gating_of(images, own_tau(images))
+        outputs = {"gate": gating.gate, "selected": gating.selected}
+        return {**outputs, "active_branches": _count(gating.selected)}
+
+    def function(call, *inputs):
+        return tf.function(call, input_signature=inputs, autograph=False)
+
+    return {
+        "serving_default": function(serving_default, images),
+        "image_bytes": function(image_bytes, pictures),
+        "with_tau": function(with_tau, images, thresholds),
+        "gate": function(gate, images),
+    }
+
+
+def concrete(call, *inputs):
+    """Traces `call` for inputs of the given `tf.TensorSpec`s and returns the concrete function."""
+    return tf.function(call, input_signature=inputs, autograph=False).get_concrete_function()
+
+
+def decode(image_bytes, size, fit):
+    """Decodes files and prepares them as in training.
+
+    Args:
+        image_bytes: (B) strings: JPEG, PNG, GIF (its first frame) or BMP, grey, colour or with alpha.
+        size: int, S.
+        fit: see `preprocess`.
+
+    Returns:
+        (B, S, S, 3) uint8.
+
+    Raises:
+        InvalidArgumentError: when it runs, no file at all, one that is no image or is damaged, or one of
+            more than `MAX_PIXELS` pixels.
+    """
+    batch, more = _sizes(image_bytes, 2)
+    some = tf.debugging.Assert(
+        (batch > 0) & (more == 0),
+        ["image_bytes must be (B,), a file for each image, at least one. Received:", tf.shape(image_bytes)],
+    )
+    with tf.control_dependencies([some]):
+        return tf.map_fn(
+            lambda file: preprocess(_decode_one(file), size, fit),
+            tf.identity(image_bytes),
+            fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
+        )
+
+
+def _decode_one(file):
+    pixels = tf.reduce_prod(tf.cast(_claimed_size(file), tf.int64))
+    fits = tf.debugging.Assert(
+        pixels <= MAX_PIXELS, [f"image_bytes: a picture may have {MAX_PIXELS} pixels. Received:", pixels]
+    )
+    with tf.control_dependencies([fits]):
+        # A BMP cannot be decoded to another number of channels than it has.
+        channels_as_in_file = tf.strings.substr(file, 0, 2) == "BM"
+        image = tf.cond(
+            channels_as_in_file,
+            lambda: tf.io.decode_bmp(file),
+            lambda: tf.io.decode_image(file, channels=3, expand_animations=False),
+        )
+    return tf.ensure_shape(image, (None, None, None))
+
+
+def _claimed_size(file):
+    """Two ints, width and height as the file's header has them; zeros where there is no header to read."""
+
+    def numbers(at, dtype, bytes_each, big_endian=False):
+        head = tf.strings.substr(tf.strings.join([file, tf.constant(b"\0" * 32)]), at, 2 * bytes_each)
+        return tf.cast(tf.io.decode_raw(head, dtype, little_endian=not big_endian), tf.int32)
+
+    def starts(magic):
+        return tf.strings.substr(file, 0, len(magic)) == magic
+
+    return tf.case(
+        [
+            (starts(b"\x89PNG"), lambda: numbers(16, tf.int32, 4, big_endian=True)),
+            (starts(b"GIF8"), lambda: numbers(6, tf.uint16, 2)),
+            (starts(b"BM"), lambda: tf.abs(numbers(18, tf.int32, 4))),
+            (starts(b"\xff\xd8\xff"), lambda: tf.io.extract_jpeg_shape(file)[:2]),
+        ],
+        default=lambda: tf.zeros(2, tf.int32),
+    )
+
+
+def _checked_images(images, size, fit):
+    batch, *rest = _sizes(images, 5)
+    checks = [
+        tf.debugging.Assert(
+            tf.reduce_all(tf.stack(rest) == [size, size, 3, 0]),
+            [
+                f"images must be (B, {size}, {size}, 3); image_bytes takes any size. Received:",
+                tf.shape(images),
+            ],
+        ),
+        tf.debugging.Assert(batch > 0, ["images is empty: send at least one. Received:", tf.shape(images)]),
+    ]
+    if images.dtype.is_floating:
+        # NaN fails both comparisons.
+        in_range = tf.reduce_all(tf.reshape((images >= 0) & (images <= 255), [-1]))
+        message = "images must be in 0..255, not NaN. Received, among others:"
+        checks.append(tf.debugging.Assert(in_range, [message, images]))
+    with tf.control_dependencies(checks):
+        images = tf.ensure_shape(tf.identity(images), (None, size, size, 3))
+        return preprocess(images, size, fit)
+
+
+def _checked_tau(tau, images):
+    count, more = _sizes(tau, 2)
+    checks = [
+        tf.debugging.Assert(
+            (count == tf.shape(images)[0]) & (more == 0),
+            ["tau must have a value for each image. Received the shape:", tf.shape(tau)],
+        ),
+        tf.debugging.Assert(
+            tf.reduce_all(tf.reshape((tau >= 0) & (tau < 1), [-1])),
+            ["tau must be in [0, 1), not NaN. Received:", tau],
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.identity(tau)
+
+
+def _sizes(tensor, count):
+    """The first `count` sizes of a tensor, 0 where it has no such axis.
+
+    TensorFlow does not compare what is sent with what the signature declares, not even the rank. Simpler ways
+    to look at the shape break on another rank, or are replaced by the declaration before they run.
+    """
+    return tf.unstack(tf.concat([tf.shape(tensor), [0] * count], axis=0)[:count], num=count)
+
+
+def _count(selected):
+    return tf.reduce_sum(tf.cast(selected, tf.int32), axis=1)
