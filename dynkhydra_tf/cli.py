@@ -7,13 +7,15 @@ from absl import flags
 from dynkhydra_tf.errors import UserError
 
 
-def run(main, define_flags, argv=None):
-    """Parses the flags and calls `main(values)`; the way into every command.
+def run(main, define_flags, argv=None, positional=None):
+    """Parses the flags and calls `main(values)`, or `main(values, rest)`; the way into every command.
 
     Args:
         main: callable that takes `absl.flags.FlagValues`; its module's docstring heads the help.
         define_flags: callable that defines the command's flags on a `FlagValues`.
         argv: list of str, the command's name and its arguments; default `sys.argv`.
+        positional: str, what the arguments that are no flags name, such as "photos": `main` gets them as
+            a list of str, at least one, given before or after the flags. Default: there may be none.
 
     Raises:
         SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
@@ -21,14 +23,17 @@ def run(main, define_flags, argv=None):
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    values.set_gnu_getopt(positional is not None)  # else a flag after the first of them would be one of them
     try:
-        rest = values(list(sys.argv if argv is None else argv))
+        rest = values(list(sys.argv if argv is None else argv))[1:]
         if values.help:
             print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
             sys.exit(0)
-        if len(rest) > 1:
-            raise UserError(f"Flags begin with --. Received: {' '.join(rest[1:])}")
-        main(values)
+        if positional is None and rest:
+            raise UserError(f"Flags begin with --. Received: {' '.join(rest)}")
+        if positional is not None and not rest:
+            raise UserError(f"There are no {positional}: name them beside the flags; --help tells more")
+        main(values) if positional is None else main(values, rest)
     except (flags.Error, UserError) as error:
         # absl's messages may run over several lines.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """A command of one flag."""
 
+import pytest
 from absl import flags
 
+from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 
 
@@ -43,3 +45,18 @@ def test_help(run_command, capsys):
     assert run_command(main, define_flags, "--help") == 0
     printed = capsys.readouterr().out
     assert printed.startswith("A command of one flag.") and "How many." in printed
+
+
+def test_positional_arguments(capsys):
+    def show(values, photos):
+        print(values.count, photos)
+
+    def run(*arguments):
+        cli.run(show, define_flags, ["command", *arguments], positional="photos")
+
+    run("a.jpg", "--count=3", "b.png", "--", "--c.jpg")
+    assert capsys.readouterr().out == "3 ['a.jpg', 'b.png', '--c.jpg']\n"
+    with pytest.raises(SystemExit) as leaving:
+        run("--count=3")
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("error: There are no photos: ")
