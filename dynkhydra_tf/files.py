@@ -33,6 +33,28 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def making(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes a directory and its parents where they are missing; undoes that when the block raises.
+
+    Args:
+        directory: the directory.
+
+    Yields:
+        Its path.
+    """
+    directory = pathlib.Path(directory)
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: somebody else is at work in it
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def check_writable(directory: str | os.PathLike, flag: str) -> None:
     """Tries whether a directory, there or still to be made, can be written to; leaves nothing behind.
 

@@ -25,8 +25,9 @@ def select_branches(gate_probabilities, top_k, tau):
     """
     num_branches = gate_probabilities.shape[-1]
     ranked = tf.math.top_k(gate_probabilities, min(top_k, num_branches)).indices  # (B, K)
-    best = tf.one_hot(ranked[:, 0], num_branches, on_value=True, off_value=False)
-    among_top = tf.reduce_any(tf.one_hot(ranked, num_branches, on_value=True, off_value=False), axis=1)
+    branches = tf.range(num_branches)
+    best = ranked[:, :1] == branches
+    among_top = tf.reduce_any(ranked[:, :, tf.newaxis] == branches, axis=1)
     tau = tf.cast(tau, gate_probabilities.dtype)
     confident = gate_probabilities >= (tau[:, tf.newaxis] if tau.shape.rank else tau)
     return best | (among_top & confident)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones.blocks import fold
 from dynkhydra_tf.gating import combination_weights
+from dynkhydra_tf.routing import Routes, combine
 
 # TensorFlow shares the memory of a slice that begins and ends at a multiple of 64 bytes, and copies others.
 _ALIGNED = 16  # floats
@@ -99,21 +100,21 @@ class StackedBranches(tf.Module):
         selected = tf.cast(selected, tf.int32)
         branch, image = tf.unstack(tf.where(tf.transpose(selected)), axis=1)  # (R,) each
         rows = tf.gather(features, image)
-        weight = tf.gather_nd(weights, tf.stack([image, branch], axis=1))[:, None, None, None]
         count = tf.reduce_sum(selected, axis=0)
         end = tf.cumsum(count)
         needed = tf.cast(tf.where(count > 0)[:, 0], tf.int32)
-
-        def add(turn, combined):
-            own = slice(end[needed[turn]] - count[needed[turn]], end[needed[turn]])
-            projections = self._run(needed[turn], rows[own])
-            if self.combine != "sum":
-                projections *= weight[own]
-            return turn + 1, tf.tensor_scatter_nd_add(combined, image[own, None], projections)
-
-        zeros = tf.zeros((tf.shape(features)[0], *self.projection_shape))
         turns = tf.size(needed)
-        return tf.while_loop(lambda turn, _: turn < turns, add, (0, zeros))[1]
+
+        def run(turn, projections):
+            own = slice(end[needed[turn]] - count[needed[turn]], end[needed[turn]])
+            return turn + 1, projections.write(turn, self._run(needed[turn], rows[own]))
+
+        # Collected, not added up on the way: each addition would copy the sum.
+        shape = (None, *self.projection_shape)
+        projections = tf.TensorArray(tf.float32, turns, infer_shape=False, element_shape=shape)
+        _, projections = tf.while_loop(lambda turn, _: turn < turns, run, (0, projections))
+        projections = tf.ensure_shape(projections.concat(), shape)
+        return combine(projections, Routes(projections, image, branch), weights)
 
 
 class UnrolledBranches(tf.Module):

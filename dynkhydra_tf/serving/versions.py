@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable
+from dynkhydra_tf.files import making
 
 _HIDDEN = ".writing-"
 
@@ -31,40 +31,43 @@ def new_version(directory) -> Iterator[pathlib.Path]:
     Raises:
         UserError: the disk is full or cannot be written to.
     """
-    check_writable(directory, "export_dir")
-    directory = pathlib.Path(directory)
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    hidden = directory / f"{_HIDDEN}{os.getpid()}"
+    hidden = pathlib.Path(directory) / f"{_HIDDEN}{os.getpid()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(directory)
-        hidden.mkdir()
-        yield hidden
-        for path in hidden.rglob("*"):
-            _flush(path)
-        while True:
-            try:
-                hidden.rename(directory / str((latest(directory) or 0) + 1))
-                break
-            except OSError:
-                # Another export took the number; a rename onto a directory that is not empty fails.
-                if not hidden.exists() or latest(directory) is None:
-                    raise
+        with making(directory) as directory, _removing(hidden):
+            _remove_abandoned(directory)
+            hidden.mkdir()
+            yield hidden
+            for path in hidden.rglob("*"):
+                _flush(path)
+            _publish(hidden, directory)
     except OSError as error:
-        raise UserError(
-            f"Cannot write to {directory}: {error.strerror or error}; nothing was exported"
-        ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: the export went well, or others are at work
-            for path in made:
-                path.rmdir()
+        reason = error.strerror or error
+        raise UserError(f"Cannot write to {directory}: {reason}; nothing was exported") from error
 
 
 def latest(directory) -> int | None:
     """Returns the highest version in a model's directory; None where there is none."""
     versions = [int(path.name) for path in pathlib.Path(directory).iterdir() if path.name.isdecimal()]
     return max(versions, default=None)
+
+
+@contextlib.contextmanager
+def _removing(path):
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(hidden, directory):
+    while True:
+        number = (latest(directory) or 0) + 1
+        try:
+            hidden.rename(directory / str(number))
+            return
+        except OSError:
+            if not (directory / str(number)).exists():  # else another export was faster: try the next number
+                raise
 
 
 def _remove_abandoned(directory):

@@ -1,0 +1,74 @@
+"""Which tau to serve with: given, or picked from a tau table for a budget of compute or of accuracy."""
+
+import dataclasses
+
+from dynkhydra_tf.errors import UserError
+
+# Close where the gate's probabilities are: with nb = 20 few second branches have more than 0.3.
+TAUS = (*(i / 100 for i in range(11)), *(i / 50 for i in range(6, 16)), *(i / 20 for i in range(7, 20)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A threshold and why it was picked.
+
+    Attributes:
+        tau: float in [0, 1).
+        reason: str, a sentence for people.
+    """
+
+    tau: float
+    reason: str
+
+
+def least_active_branches(rows, target):
+    """Picks the lowest tau of a table at which an image runs at most `target` branches on average.
+
+    Args:
+        rows: list of dicts with tau, active_branches (lambda) and top1, tau rising; as
+            `Evaluation.tau_table` gives them.
+        target: float, the most that lambda may be.
+
+    Returns:
+        `Choice`.
+
+    Raises:
+        UserError: no tau of the table gets there.
+    """
+    if not target >= 1:
+        raise UserError(
+            f"target_active_branches must be at least 1: one branch always runs. Received: {target}"
+        )
+    for row in rows:
+        if row["active_branches"] <= target:
+            return Choice(row["tau"], f"the lowest with lambda at most {target:g}: {_result(row)}")
+    raise UserError(
+        f"No tau in the table has lambda at most {target:g}; the least is "
+        f"{min(row['active_branches'] for row in rows):.2f}"
+    )
+
+
+def most_tau_within(rows, points):
+    """Picks the highest tau of a table that is at most `points` percentage points below the best accuracy.
+
+    Args:
+        rows: as for `least_active_branches`.
+        points: float >= 0, percentage points of top-1.
+
+    Returns:
+        `Choice`.
+
+    Raises:
+        UserError: a drop that is negative or not a number.
+    """
+    if not points >= 0:
+        raise UserError(f"max_accuracy_drop must be 0 or more percentage points. Received: {points}")
+    best = max(row["top1"] for row in rows)
+    row = max((row for row in rows if best - row["top1"] <= points / 100), key=lambda row: row["tau"])
+    return Choice(
+        row["tau"], f"the highest at most {points:g} points below the best top-1 ({best:.2%}): {_result(row)}"
+    )
+
+
+def _result(row):
+    return f"top-1 {row['top1']:.2%} at lambda {row['active_branches']:.2f}"

@@ -1,0 +1,207 @@
+"""export.py and `verify` as a user runs them, on a run directory."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from dynkhydra_tf import Hydra, ResNet
+from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.serving import edge, native, verify
+from tests.conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")
+export = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(export)
+
+CLUSTERS = tuple(int(c) for c in np.arange(10) % 3)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished run on digits, of a network that was not trained."""
+    directory = tmp_path_factory.mktemp("run")
+    keras.utils.set_random_seed(0)
+    Hydra(ResNet(1, image_size=32), CLUSTERS, top_k=2, tau=0.3).save(directory / "model.keras")
+    ClassPartition("digits", tuple("0123456789"), CLUSTERS, "random", seed=0).save(
+        directory / "partition.json"
+    )
+    flags = ["--dataset=digits", "--num_branches=3", "--top_k=2", "--tau=0.3", "--validation_fraction=0.1"]
+    (directory / "flags.cfg").write_text("\n".join(flags))
+    return directory
+
+
+@pytest.fixture
+def command(run_command):
+    return lambda *arguments: run_command(export.main, export.define_flags, *arguments)
+
+
+@pytest.fixture
+def verified(run_command):
+    return lambda *arguments: run_command(verify.main, verify.define_flags, *arguments)
+
+
+def entries(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_path, capsys):
+    options = [f"--run_dir={run_dir}", f"--export_dir={tmp_path}/out/digits"]
+    assert command(*options, "--top_classes=3", "--batch_sizes=1,4") is None
+    printed = capsys.readouterr().out
+    assert "tau 0.3: the run's own" in printed and f"Written: {tmp_path}/out/digits/1" in printed
+    out = tmp_path / "out" / "digits"
+    assert entries(out) == ["1", "batching_parameters.txt", "models.config", "monitoring.config"]
+    assert 'name: "digits"' in (out / "models.config").read_text()
+    card = (out / "1" / "model_card.md").read_text()
+    for text in ("# digits", "Threshold tau: 0.3", "Measured on the validation split", "- 0: 0, 3, 6, 9"):
+        assert text in card
+    assert "| 0.3 (served) |" in card
+
+    assert command(*options, "--tau=0.1234", "--name=mine") is None
+    assert "1" in entries(out) and "2" in entries(out)
+    assert "| 0.1234 (served) |" in (out / "2" / "model_card.md").read_text()
+    assert 'name: "mine"' in (out / "models.config").read_text()
+
+    capsys.readouterr()
+    assert verified(f"--model_dir={out}/1") is None
+    assert capsys.readouterr().out.count("ok") == 5
+    # The answers of another tau: the answers differ, and it says so.
+    reference = out / "2" / "assets.extra" / "reference.json"
+    record = json.loads((out / "1" / "assets.extra" / "reference.json").read_text())
+    reference.write_text(json.dumps(record))
+    assert verified(f"--model_dir={out}/2") == 1
+    assert "DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--target_active_branches=1.5", "the lowest with lambda at most 1.5"),
+        ("--max_accuracy_drop=0.5", "the highest at most 0.5 points below the best top-1"),
+    ],
+)
+def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsys, option, reason):
+    out = tmp_path / "digits"
+    assert command(f"--run_dir={run_dir}", f"--export_dir={out}", option, "--batch_sizes=1") is None
+    printed = capsys.readouterr().out
+    assert "On the validation split" in printed and reason in printed
+    tau = float(printed.split("\ntau ")[-1].split(":")[0])
+    card = (out / "1" / "model_card.md").read_text()
+    assert f"Threshold tau: {tau:g}, {reason}" in card and f"| {tau:g} (served) |" in card
+    # And that is the one that is served.
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    with native.SavedModel(out / "1") as served:
+        own = served.run({"images": images})
+        given = served.run({"images": images, "tau": np.full(8, tau, np.float32)}, "with_tau")
+    np.testing.assert_array_equal(own["gate"], given["gate"])
+    np.testing.assert_array_equal(own["active_branches"], given["active_branches"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give --run_dir=DIR of a finished run, and --export_dir=DIR"),
+        (["--run_dir=nowhere", "--export_dir=out"], "Cannot read the flags of a run from nowhere/flags.cfg"),
+        (["--run_dir=RUN", "--export_dir=out", "--format=onyx"], "onyx"),
+        (["--run_dir=RUN", "--export_dir=out", "--tau=1"], "--tau must be in [0, 1)"),
+        (["--run_dir=RUN", "--export_dir=out", "--tau=nan"], "--tau must be in [0, 1)"),
+        (["--run_dir=RUN", "--export_dir=out", "--tau=0.1", "--max_accuracy_drop=1"], "Give one of --tau"),
+        (["--run_dir=RUN", "--export_dir=out", "--target_active_branches=0.5"], "must be at least 1"),
+        (["--run_dir=RUN", "--export_dir=out", "--top_classes=11"], "--top_classes must be at most 10"),
+        (["--run_dir=RUN", "--export_dir=out", "--batch_sizes=4,2"], "--batch_sizes must be rising"),
+        (["--run_dir=RUN", "--export_dir=out", "--quantize=float16"], "--quantize is for --format=litert"),
+        (["--run_dir=RUN", "--export_dir=/proc/out"], "Cannot write to /proc"),
+        (["--run_dir=UNFINISHED", "--export_dir=out"], "a run has one after its last epoch"),
+        (["--run_dir=BROKEN", "--export_dir=out"], "cannot be loaded as a Keras model"),
+        (["--run_dir=NO_VALIDATION", "--export_dir=out", "--max_accuracy_drop=1"], "held out no validation"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    command, run_dir, capsys, monkeypatch, tmp_path, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    for name in ("UNFINISHED", "BROKEN", "NO_VALIDATION"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "partition.json").write_text((run_dir / "partition.json").read_text())
+        (runs / name / "flags.cfg").write_text("--dataset=digits\n")
+    (runs / "BROKEN" / "model.keras").write_bytes(b"PK no archive")
+    os.link(run_dir / "model.keras", runs / "NO_VALIDATION" / "model.keras")
+    paths = {"RUN": run_dir, **{name: runs / name for name in ("UNFINISHED", "BROKEN", "NO_VALIDATION")}}
+    for name, path in paths.items():
+        options = [option.replace(f"={name}", f"={path}") for option in options]
+    assert command(*options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert entries(tmp_path) == ["runs"]
+
+
+def test_without_the_data_the_card_has_no_table(command, run_dir, tmp_path, capsys):
+    other = tmp_path / "run"
+    other.mkdir()
+    for name in ("model.keras", "partition.json"):
+        os.link(run_dir / name, other / name)
+    (other / "flags.cfg").write_text(f"--dataset=cifar100\n--data_dir={tmp_path}/no_data\n")
+    assert command(f"--run_dir={other}", f"--export_dir={tmp_path}/out", "--batch_sizes=1") is None
+    assert "No tau table in the model card" in capsys.readouterr().out
+    assert "by tau" not in (tmp_path / "out" / "1" / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("format", edge.FILES)
+def test_edge_formats(command, run_dir, tmp_path, capsys, format):
+    pytest.importorskip({"litert": "ai_edge_litert", "onnx": "tf2onnx"}[format])
+    out = tmp_path / "a" / "edge"
+    assert command(f"--run_dir={run_dir}", f"--export_dir={out}", f"--format={format}", "--tau=0.1") is None
+    assert entries(out) == sorted([edge.FILES[format], "labels.txt"])
+    assert (out / "labels.txt").read_text().splitlines() == list("0123456789")
+    assert "not JPEG or PNG bytes" in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_told_before_any_work(command, run_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    monkeypatch.setattr(export, "_load", None)
+    assert command(f"--run_dir={run_dir}", f"--export_dir={tmp_path}/out", "--format=onnx") == 2
+    assert "pip install -e '.[onnx]'" in capsys.readouterr().err
+    assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert"])
+def test_a_full_disk(command, run_dir, tmp_path, capsys, format):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk], check=False).returncode
+    ):
+        pytest.skip("only root can mount a small disk")
+    try:
+        assert command(f"--run_dir={run_dir}", f"--export_dir={disk}/digits", f"--format={format}") == 2
+        left = entries(disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "No space left" in error
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give --model_dir=DIR/VERSION"),
+        (["--model_dir=nowhere"], "cannot be read"),
+        (
+            ["--model_dir=x", "--url=http://localhost:1/v1/models/m", "--grpc=h:1", "--model=m"],
+            "Give either --url",
+        ),
+        (["--model_dir=x", "--grpc=h:1"], "or --grpc with --model"),
+    ],
+)
+def test_verify_bad_input(verified, capsys, options, message):
+    assert verified(*options) == 2
+    assert message in capsys.readouterr().err
