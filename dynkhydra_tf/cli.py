@@ -7,7 +7,7 @@ from absl import flags
 from dynkhydra_tf.errors import UserError
 
 
-def run(main, define_flags, argv=None, positional=None):
+def run(main, define_flags, argv=None, positional=None, at_least=1):
     """Parses the flags and calls `main(values)`, or `main(values, rest)`; the way into every command.
 
     Args:
@@ -15,7 +15,8 @@ def run(main, define_flags, argv=None, positional=None):
         define_flags: callable that defines the command's flags on a `FlagValues`.
         argv: list of str, the command's name and its arguments; default `sys.argv`.
         positional: str, what the arguments that are no flags name, such as "photos": `main` gets them as
-            a list of str, at least one, given before or after the flags. Default: there may be none.
+            a list of str, given before or after the flags. Default: there may be none.
+        at_least: int, how many of these there must be, 0 or 1.
 
     Raises:
         SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
@@ -31,7 +32,7 @@ def run(main, define_flags, argv=None, positional=None):
             sys.exit(0)
         if positional is None and rest:
             raise UserError(f"Flags begin with --. Received: {' '.join(rest)}")
-        if positional is not None and not rest:
+        if positional is not None and len(rest) < at_least:
             raise UserError(f"There are no {positional}: name them beside the flags; --help tells more")
         main(values) if positional is None else main(values, rest)
     except (flags.Error, UserError) as error:

@@ -1,0 +1,151 @@
+"""Measures what this machine makes of the method: inference, growth, training, input pipeline.
+
+    python -m dynkhydra_tf.benchmark                          # everything, about 20 minutes on 2 cores
+    python -m dynkhydra_tf.benchmark inference --depth=3 --num_branches=20 --active=1,2,4
+    python -m dynkhydra_tf.benchmark --compare=benchmark_results/older.json
+
+The tables are printed, and written with all numbers to OUTPUT_DIR/benchmark.json. What is compared is
+measured in one run, in turn, after a warm-up; times are medians. --compare names what became slower than in
+an older file by more than the spread of both.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import tempfile
+
+import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
+
+# isort: split
+import keras
+import tensorflow as tf
+from absl import flags
+
+from dynkhydra_tf import cli
+from dynkhydra_tf.benchmark import inference, training
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.evaluation import table
+from dynkhydra_tf.files import check_writable, write_json
+
+SECTIONS = ("inference", "growth", "training", "input")
+
+
+def define_flags(flag_values):
+    """Defines the flags of this command."""
+
+    def define(kind, name, default, text, **kwargs):
+        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
+
+    whole, numbers = flags.DEFINE_integer, flags.DEFINE_list
+    define(whole, "depth", 3, "d of the network in inference.", lower_bound=1)
+    define(whole, "num_branches", 20, "nb of the network in inference.", lower_bound=4)
+    define(numbers, "active", ["1", "2", "4"], "lambda: how many branches an image runs, 1 to 4.")
+    define(numbers, "batch_sizes", ["1", "8", "64"], "Images in a request.")
+    define(numbers, "threads", ["1", "2"], "Threads of the server.")
+    define(numbers, "growth_depths", ["3", "1", "5"], "d of the networks in growth; the first with each nb.")
+    define(numbers, "growth_branches", ["20", "10", "50", "100"], "nb in growth; the first with each d.")
+    define(numbers, "training_depths", ["1", "3"], "d in training; the first with each nb.")
+    define(numbers, "training_branches", ["20", "10", "50"], "nb in training; the first with each d.")
+    define(whole, "training_batch_size", 128, "Images in a training step.", lower_bound=1)
+    define(whole, "training_steps", 20, "Training steps of each kind.", lower_bound=1)
+    define(flags.DEFINE_float, "seconds", 20.0, "At least so long for each comparison.", lower_bound=0.0)
+    define(flags.DEFINE_bool, "onednn", False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
+    define(flags.DEFINE_string, "output_dir", "benchmark_results", "Where benchmark.json goes.")
+    define(flags.DEFINE_string, "compare", None, "An older benchmark.json.")
+
+
+def main(options, sections):
+    """Runs the sections named, or all."""
+    unknown = [section for section in sections if section not in SECTIONS]
+    if unknown:
+        raise UserError(f"There are the sections {', '.join(SECTIONS)}. Received: {' '.join(unknown)}")
+    sections = sections or SECTIONS
+    active = _numbers(options.active, "active", most=4)
+    batch_sizes, threads = _numbers(options.batch_sizes, "batch_sizes"), _numbers(options.threads, "threads")
+    growth = [_numbers(options[name].value, name) for name in ("growth_depths", "growth_branches")]
+    sizes = [_numbers(options[name].value, name) for name in ("training_depths", "training_branches")]
+    older = _read(options.compare) if options.compare else None
+    check_writable(options.output_dir, "output_dir")
+
+    environment = _environment(options.onednn)
+    print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn))  # for the processes that answer requests
+    results = {"environment": environment}
+    with tempfile.TemporaryDirectory() as folder:
+        if "inference" in sections:
+            sized = (options.depth, options.num_branches, active, batch_sizes, threads)
+            results["inference"] = inference.compare(folder, *sized, options.seconds)
+        if "growth" in sections:
+            results["growth"] = inference.growth(folder, *growth, options.seconds)
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+    if "training" in sections:
+        results["training"] = training.training(*sizes, options.training_batch_size, options.training_steps)
+    if "input" in sections:
+        results["input"] = training.input_pipeline(options.training_batch_size, batches=200)
+    path = pathlib.Path(options.output_dir) / "benchmark.json"
+    write_json(path, results)
+    print(f"\nWritten: {path}")
+    if older:
+        print("\n" + compare(older, results))
+
+
+def compare(older, newer):
+    """Returns what became slower or faster in inference, beyond the quartiles of both, as text.
+
+    Args:
+        older, newer: contents of two benchmark.json.
+    """
+    before = {(row["threads"], row["batch_size"]): row["subjects"] for row in older.get("inference", [])}
+    rows = [["", "threads", "batch", "older ms", "newer ms", ""]]
+    for row in newer.get("inference", []):
+        for name, now in row["subjects"].items():
+            then = before.get((row["threads"], row["batch_size"]), {}).get(name)
+            if then and (now["low"] > then["high"] or now["high"] < then["low"]):
+                verdict = "SLOWER" if now["ms"] > then["ms"] else "faster"
+                times = [f"{then['ms']:.2f}", f"{now['ms']:.2f}"]
+                rows.append([name, str(row["threads"]), str(row["batch_size"]), *times, verdict])
+    if len(rows) == 1:
+        return "Nothing in inference changed beyond the quartiles of both runs."
+    return table(rows, text_columns=(0, 5))
+
+
+def _environment(onednn):
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "oneDNN in inference": "on" if onednn else "off",
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _numbers(texts, name, most=None):
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or (most and max(numbers) > most):
+        limit = f"from 1 to {most}" if most else "of at least 1"
+        raise UserError(f"--{name} must be whole numbers {limit}. Received: {','.join(texts)}")
+    return numbers
+
+
+def _read(path):
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--compare={path} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, positional="sections", at_least=0)

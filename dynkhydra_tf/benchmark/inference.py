@@ -1,0 +1,176 @@
+"""Inference: the served graph against its limit and against what else one could serve; and how it grows.
+
+The limit is stem + gater + lambda branches + combiner on the whole batch, with nothing to choose.
+"""
+
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from dynkhydra_tf.benchmark import runner, subjects
+from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
+from dynkhydra_tf.evaluation import table
+from dynkhydra_tf.serving import native
+
+
+def run_job(models, images, batch_sizes, threads, seconds):
+    """Runs `runner.py` on exports ({name: directory}) and returns its result; see there."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
+        content = {
+            "native": native.__file__,
+            "models": {name: str(path) for name, path in models.items()},
+            "images": images,
+            "batch_sizes": batch_sizes,
+            "threads": threads,
+            "seconds": seconds,
+        }
+        job.write_bytes(pickle.dumps(content))
+        done = subprocess.run(
+            [sys.executable, runner.__file__, job, result], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
+        return pickle.loads(result.read_bytes())
+
+
+def summarise(times, reference):
+    """Returns {name: {"ms", "low", "high", "over"}} of the times of one batch size.
+
+    Args:
+        times: {name: [requests][rounds]} in ms.
+        reference: name of what the others are compared with.
+
+    Returns:
+        ms: mean over the requests of the median over the rounds, so that requests of more and of fewer
+        branches count alike; low, high: that of the quartiles; over: median over the rounds of the
+        ratio of a round's mean to the reference's in the same round.
+    """
+    arrays = {name: np.array(values) for name, values in times.items()}
+    rounds = {name: values.mean(axis=0) for name, values in arrays.items()}
+    return {
+        name: {
+            "ms": float(np.median(values, axis=1).mean()),
+            "low": float(np.quantile(values, 0.25, axis=1).mean()),
+            "high": float(np.quantile(values, 0.75, axis=1).mean()),
+            "over": float(np.median(rounds[name] / rounds[reference])),
+        }
+        for name, values in arrays.items()
+    }
+
+
+def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, say=print):
+    """Measures Hydra, its limit, HydraRes (K = 4), all branches and a mask, and plain networks.
+
+    HydraRes has d = 6 where the Hydra has d = 3, and the plain network d = 27: what the paper needs for
+    the same accuracy on CIFAR-100; for other depths, twice and nine times d.
+
+    Args:
+        folder: where to export to.
+        depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
+        batch_sizes, threads: lists of int.
+        seconds: float, for each batch size and number of threads.
+        say: callable for each table's text.
+
+    Returns:
+        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the limit of lambda 2
+        or, without it, of the first lambda).
+    """
+    folder = pathlib.Path(folder)
+    images = subjects.images(256)
+    model = subjects.make_hydra(depth, num_branches)
+    flops = hydra_costs(model)["flops"]
+    megaflops, models, expected = {}, {}, {}
+    for count in active:
+        tau = subjects.tau_for(model, images, count)
+        name, limit = f"hydra, lambda {count}", f"limit, lambda {count}"
+        subjects.export_hydra(model, folder / f"hydra{count}", tau)
+        subjects.export_static(model, folder / f"limit{count}", count)
+        models |= {name: folder / f"hydra{count}", limit: folder / f"limit{count}"}
+        megaflops[name] = megaflops[limit] = inference_flops(flops, count) / 1e6
+    masked = f"all {num_branches} branches, masked"
+    first = 2 if 2 in active else active[0]
+    subjects.export_masked(model, folder / "masked", subjects.tau_for(model, images, first))
+    larger = subjects.make_hydra(2 * depth, num_branches)
+    hydrares = f"HydraRes, d={2 * depth}, K=4"
+    subjects.export_hydra(larger, folder / "hydrares", 0.0)
+    models |= {masked: folder / "masked", hydrares: folder / "hydrares"}
+    megaflops[masked] = inference_flops(flops, num_branches) / 1e6
+    megaflops[hydrares] = inference_flops(hydra_costs(larger)["flops"], 4) / 1e6
+    for d in (depth, 9 * depth):
+        name = f"plain ResNet, d={d}"
+        subjects.export_plain(d, folder / f"plain{d}")
+        models[name] = folder / f"plain{d}"
+        megaflops[name] = plain_costs(subjects.ResNet(d), subjects.NUM_CLASSES)["flops"] / 1e6
+
+    expected = {f"hydra, lambda {first}": masked}
+    reference, results = f"limit, lambda {first}", []
+    for count in threads:
+        result = run_job(models, images, batch_sizes, count, seconds)
+        for name, same in expected.items():
+            error = np.abs(result["probabilities"][name] - result["probabilities"][same]).max()
+            if not error < 1e-4:
+                raise RuntimeError(f"{name} differs from the dense computation by {error}")
+        for size in batch_sizes:
+            summary = summarise(result["times_ms"][size], reference)
+            results.append({"threads": count, "batch_size": size, "subjects": summary})
+            say(f"\n{count} thread{'s'[: count > 1]}, batch {size}; d={depth}, nb={num_branches}")
+            rows = [["", "MFLOPs", "ms", "quartiles", "x limit"]]
+            for name, numbers in summary.items():
+                quartiles = f"{numbers['low']:.2f} - {numbers['high']:.2f}"
+                row = [f"{megaflops[name]:.0f}", f"{numbers['ms']:.2f}", quartiles, f"{numbers['over']:.2f}"]
+                rows.append([name, *row])
+            say(table(rows))
+    return results
+
+
+def growth(folder, depths, branch_counts, seconds, say=print):
+    """Measures how time, memory, size and load time of the served graph grow with nb and d, at lambda 2.
+
+    Args:
+        folder: where to export to.
+        depths: list of d, each with the first number of branches. branch_counts: list of nb, each with
+            the first depth.
+        seconds: float, for each batch size.
+        say: callable for each table's text.
+
+    Returns:
+        list of dicts: depth, num_branches, ms by batch size, load_ms, graph_kb, weights_mb, process_mb.
+    """
+    folder, images = pathlib.Path(folder), subjects.images(256)
+    sizes = [(depths[0], nb) for nb in branch_counts] + [(d, branch_counts[0]) for d in depths[1:]]
+    models = {}
+    for depth, branches in sizes:
+        model = subjects.make_hydra(depth, branches)
+        path = folder / f"d{depth}_nb{branches}"
+        subjects.export_hydra(model, path, subjects.tau_for(model, images, 2))
+        models[f"d={depth} nb={branches}"] = path
+    together = run_job(models, images, [1, 64], 1, seconds)
+    results = []
+    for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
+        alone = run_job({name: path}, images, [], 1, 0)
+        weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
+        summaries = {size: summarise(together["times_ms"][size], name)[name]["ms"] for size in (1, 64)}
+        results.append(
+            {
+                "depth": depth,
+                "num_branches": branches,
+                "ms": summaries,
+                "load_ms": float(np.median(together["load_ms"][name])),
+                "graph_kb": (path / "saved_model.pb").stat().st_size / 1e3,
+                "weights_mb": weights / 1e6,
+                "process_mb": alone["process_mb"],
+            }
+        )
+    say("\nGrowth at lambda 2, one thread")
+    rows = [["d", "nb", "ms at batch 1", "at 64", "load ms", "graph KB", "weights MB", "process MB"]]
+    for row in results:
+        numbers = [f"{row['ms'][1]:.2f}", f"{row['ms'][64]:.1f}", f"{row['load_ms']:.0f}"]
+        numbers += [f"{row['graph_kb']:.0f}", f"{row['weights_mb']:.1f}", f"{row['process_mb']:.0f}"]
+        rows.append([str(row["depth"]), str(row["num_branches"]), *numbers])
+    say(table(rows, text_columns=()))
+    return results

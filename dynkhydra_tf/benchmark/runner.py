@@ -1,0 +1,90 @@
+"""Times exported models in a process of its own, through TensorFlow's C API: no Python TensorFlow in it.
+
+    python runner.py JOB.pickle RESULT.pickle
+
+A job: {"native": path of native.py, "models": {name: directory}, "images": (n, S, S, 3), "batch_sizes": [B],
+"threads": int, "seconds": float}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
+"times_ms": {B: {name: [n requests][rounds]}}, "probabilities": {name: of the first 64 images}}.
+
+All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
+down for a while slows all alike.
+"""
+
+import importlib.util
+import pickle
+import sys
+import time
+
+
+def rss_mb():
+    """Resident memory of this process in MB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+
+def load(native, job):
+    """Loads each model three times; returns the last ones, load times in ms and growth of memory in MB."""
+    models, load_ms, memory_mb = {}, {name: [] for name in job["models"]}, {}
+    first = next(iter(job["models"].values()))
+    native.SavedModel(first, job["threads"]).close()  # starts TensorFlow
+    for turn in range(3):
+        for name, directory in job["models"].items():
+            before, start = rss_mb(), time.perf_counter()
+            model = native.SavedModel(directory, job["threads"])
+            load_ms[name].append((time.perf_counter() - start) * 1e3)
+            if turn == 2:
+                model.run({"images": job["images"][:1]})
+                memory_mb[name], models[name] = rss_mb() - before, model
+            else:
+                model.close()
+    return models, load_ms, memory_mb
+
+
+def times(models, job, batch_size):
+    """Times in ms of each model's answers to each of some batches, round after round."""
+    count = max(2, min(64, 128 // batch_size))
+    batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
+    requests = {
+        name: [model.request({"images": batch}) for batch in batches] for name, model in models.items()
+    }
+    taken = {name: [[] for _ in batches] for name in models}
+    end, rounds = None, 0
+    while rounds < 6 or time.perf_counter() < end:  # the first round warms up
+        for index in range(count):
+            for name in models:
+                start = time.perf_counter()
+                requests[name][index].run()
+                if rounds:
+                    taken[name][index].append((time.perf_counter() - start) * 1e3)
+        rounds += 1
+        if rounds == 1:
+            end = time.perf_counter() + job["seconds"]
+    for prepared in requests.values():
+        for request in prepared:
+            request.__exit__()
+    return taken
+
+
+def main(job_path, result_path):
+    """Runs the job."""
+    with open(job_path, "rb") as file:
+        job = pickle.load(file)
+    spec = importlib.util.spec_from_file_location("native", job["native"])
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    models, load_ms, memory_mb = load(native, job)
+    result = {
+        "load_ms": load_ms,
+        "memory_mb": memory_mb,
+        "process_mb": rss_mb(),
+        "times_ms": {size: times(models, job, size) for size in job["batch_sizes"]},
+        "probabilities": {
+            name: model.run({"images": job["images"][:64]})["probabilities"] for name, model in models.items()
+        },
+    }
+    with open(result_path, "wb") as file:
+        pickle.dump(result, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

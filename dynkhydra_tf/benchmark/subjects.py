@@ -1,0 +1,150 @@
+"""What inference is measured on: exports of networks with random weights and a gate that spreads.
+
+Every network is exported as it would be served, its batch normalisation folded and uint8 images in, so that
+the differences are those of the method. B is the batch axis.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dynkhydra_tf.backbones import ResNet
+from dynkhydra_tf.backbones.blocks import ConvBN, classifier, fold
+from dynkhydra_tf.gating import combination_weights
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.serving.graph import InferenceGraph
+from dynkhydra_tf.serving.signatures import signatures
+
+NUM_CLASSES = 100
+TOP_K = 4
+
+
+def images(count, seed=0):
+    """Returns random images (count, 32, 32, 3) uint8: colours and patches, for a gate to tell apart."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 4, 4, 3)).astype(np.float32)
+    smooth = tf.image.resize(coarse, (32, 32)).numpy()
+    return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def make_hydra(depth, num_branches, seed=0):
+    """Returns a `Hydra` of random weights, 100 classes and K = 4 whose gate spreads as a trained one does.
+
+    The gater's classifier is set so that its logits, over random images, are independent and normal; each
+    branch is then the first choice of about as many images as any other.
+    """
+    keras.utils.set_random_seed(seed)
+    clusters = np.arange(max(NUM_CLASSES, num_branches)) % num_branches
+    model = Hydra(ResNet(depth), clusters, top_k=TOP_K, tau=0.0, combine="gate_weighted", branch_weight=0.0)
+    trunk, pool, dense = model.gater.layers
+    sample = model.normalize(images(512, seed=1))
+    # Moving statistics as those of a batch: the gate is then the same in training and at inference.
+    units = [part for part in model.stem._flatten_layers() if isinstance(part, ConvBN)]
+    units += [part for part in trunk._flatten_layers() if isinstance(part, ConvBN)]
+    for unit in units:
+        unit.norm.momentum = 0.0
+    trunk(model.stem(sample, training=True), training=True)
+    for unit in units:
+        unit.norm.momentum = 0.97
+    pooled = pool(trunk(model.stem(sample))).numpy()
+    centred = pooled - pooled.mean(axis=0)
+    # Whitened in the directions in which the images differ.
+    _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+    spread = spread / np.sqrt(len(pooled))
+    count = min(16, int((spread > 1e-3 * spread[0]).sum()))
+    white = directions[:count].T / spread[:count]
+    kernel = white @ np.random.default_rng(seed).normal(size=(count, num_branches)) * 2 / np.sqrt(count)
+    dense.set_weights([kernel, -pooled.mean(axis=0) @ kernel])
+    return model
+
+
+def tau_for(model, batch, active):
+    """Returns the tau at which the images of a batch run `active` branches on average (1 to K)."""
+    gate = np.sort(model(batch)["gate"].numpy(), axis=1)[:, ::-1]
+    further = np.sort(gate[:, 1:TOP_K].ravel())[::-1]  # the first branch always runs
+    wanted = round((active - 1) * len(batch))
+    if wanted == 0:
+        return 0.99
+    return float(further[wanted - 1]) if wanted < further.size else 0.0
+
+
+# === Exports ===
+
+
+def export_hydra(model, path, tau):
+    """Exports a Hydra as `export.py` does."""
+    names = [str(index) for index in range(model.num_classes)]
+    _export(signatures(InferenceGraph(model), names, "stretch", tau), path)
+
+
+def export_static(model, path, active):
+    """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen."""
+    graph, branches = _folded(model, active)
+
+    def static(batch):
+        features = graph.stem(graph.normalize(batch))
+        gate = tf.nn.softmax(graph.gater(features))
+        combined = tf.add_n([branch(features) for branch in branches])
+        return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gate}
+
+    _export({"serving_default": _on_images(static)}, path)
+
+
+def export_masked(model, path, tau):
+    """Exports what runs every branch on the whole batch and masks: same answers as the Hydra."""
+    graph, branches = _folded(model, model.num_branches)
+
+    def masked(batch):
+        gating = InferenceGraph.gating(_Parts(graph), batch, tau)
+        weights = combination_weights(gating.gate, gating.selected, graph.combine)
+        combined = tf.add_n(
+            [branch(gating.features) * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
+        )
+        return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gating.gate}
+
+    _export({"serving_default": _on_images(masked)}, path)
+
+
+def export_plain(depth, path, seed=0):
+    """Exports the plain ResNet of 6 depth + 2 layers."""
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential(
+        [
+            keras.layers.Rescaling(1 / 127.5, -1),
+            ResNet(depth).plain(),
+            *classifier(NUM_CLASSES),
+            keras.layers.Softmax(),
+        ]
+    )
+    network.build((None, 32, 32, 3))
+    fold(network)
+    _export({"serving_default": _on_images(lambda batch: {"probabilities": network(batch)})}, path)
+
+
+def _folded(model, count):
+    """A folded copy of a Hydra's parts, and of its first `count` branches."""
+    model = model.for_inference()
+    branches = [model.branches.branch(index) for index in range(count)]
+    for part in (model.stem, model.gater, model.combiner, *branches):
+        fold(part)
+    return model, branches
+
+
+class _Parts:
+    """What `InferenceGraph.gating` looks at."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+def _on_images(call):
+    spec = tf.TensorSpec((None, 32, 32, 3), tf.uint8, name="images")
+    return tf.function(lambda images: call(images), input_signature=[spec], autograph=False)
+
+
+def _export(endpoints, path):
+    archive = keras.export.ExportArchive()
+    for name, endpoint in endpoints.items():
+        endpoint.get_concrete_function()
+        archive.add_endpoint(name, endpoint)
+    archive.write_out(path, verbose=False)

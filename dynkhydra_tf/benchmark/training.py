@@ -1,0 +1,157 @@
+"""Training: a routed step against a dense one, where the time goes, and what the input pipeline gives.
+
+    python -m dynkhydra_tf.benchmark.training DEPTH NUM_BRANCHES BATCH_SIZE ROUNDS    # one row, as JSON
+
+Each row is measured in a process of its own, so that peak memory and the time to the first step are its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dynkhydra_tf.benchmark import subjects
+from dynkhydra_tf.data import Augmentation, load_data, training_batches
+from dynkhydra_tf.evaluation import table
+from dynkhydra_tf.hydra import Hydra
+
+ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
+
+
+def measure(depth, num_branches, batch_size, rounds):
+    """Measures one network: a routed and a dense step in turn, and the parts of the routed one.
+
+    Args:
+        depth: d. num_branches: nb. batch_size: B. rounds: int, steps of each.
+
+    Returns:
+        dict: first_step_s (building included), and in ms per step routed, dense, optimizer, branches
+        (forward and back, on features that are there); images_per_s of both; peak_mb of both;
+        active_branches.
+    """
+    batch = subjects.images(batch_size), np.arange(batch_size, dtype=np.int32) % subjects.NUM_CLASSES
+    batch = tuple(map(tf.constant, batch))
+    found, steps = {"depth": depth, "num_branches": num_branches, "batch_size": batch_size}, {}
+    source = subjects.make_hydra(depth, num_branches)
+    tau = subjects.tau_for(source, batch[0], ACTIVE)
+    for routing in ("routed", "dense"):
+        start = time.perf_counter()
+        model = Hydra.from_config(
+            {**source.get_config(), "routing": routing, "train_tau": tau, "branch_weight": 0.05}
+        )
+        model.compile(keras.optimizers.AdamW(1e-6))  # so small that the gate stays as it is
+        model.make_train_function()
+        step = model.train_function
+        step(iter([batch]))
+        found[f"{routing}_first_step_s"] = time.perf_counter() - start
+        for part in ("stem", "gater", "branches", "combiner"):
+            getattr(model, part).set_weights(getattr(source, part).get_weights())
+        for _ in range(3):
+            logs = step(iter([batch]))
+        found[f"{routing}_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        steps[routing] = lambda step=step: step(iter([batch]))
+        if routing == "routed":
+            found["active_branches"] = float(model.losses_of(*batch, training=True)[1].selected.numpy().sum())
+            found["active_branches"] /= batch_size
+            steps["branches"], steps["optimizer"] = _branches_alone(model, batch[0]), _optimizer_alone(model)
+        del logs
+    taken = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, run in steps.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                taken[name].append((time.perf_counter() - start) * 1e3)
+    found |= {f"{name}_ms": float(np.median(times)) for name, times in taken.items()}
+    ratios = np.array(taken["dense"]) / np.array(taken["routed"])
+    return found | {"dense_over_routed": float(np.median(ratios))}
+
+
+def _branches_alone(model, images):
+    forward = model.forward(images, model.train_tau, training=False)
+    features = model.stem(model.normalize(images))
+
+    @tf.function
+    def branches():
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            routes = model.branches(features, forward.selected, training=True)
+            loss = tf.reduce_sum(routes.projections)
+        gradients = tape.gradient(loss, [features, *model.branches.trainable_variables])
+        return tf.add_n([tf.reduce_sum(gradient) for gradient in gradients])
+
+    return lambda: branches().numpy()
+
+
+def _optimizer_alone(model):
+    gradients = [tf.zeros_like(variable) for variable in model.trainable_variables]
+
+    @tf.function
+    def update():
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    return update
+
+
+def training(depths, branch_counts, batch_size, rounds, say=print):
+    """Measures training at each nb of the first depth, and the other depths at the first nb.
+
+    Returns:
+        list of the dicts of `measure`.
+    """
+    sizes = [(depths[0], nb) for nb in branch_counts] + [(d, branch_counts[0]) for d in depths[1:]]
+    results = []
+    for depth, branches in sizes:
+        arguments = [str(value) for value in (depth, branches, batch_size, rounds)]
+        done = subprocess.run(
+            [sys.executable, "-m", "dynkhydra_tf.benchmark.training", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    say(f"\nTraining, batch {batch_size}, K=4, augmentation not included")
+    header = ["d", "nb", "lambda", "first step s", "routed ms", "images/s", "dense ms", "dense / routed"]
+    rows = [[*header, "branches", "optimizer", "peak MB"]]
+    for row in results:
+        numbers = [f"{row['active_branches']:.2f}", f"{row['routed_first_step_s']:.1f}"]
+        numbers += [f"{row['routed_ms']:.0f}", f"{batch_size / row['routed_ms'] * 1e3:.0f}"]
+        numbers += [f"{row['dense_ms']:.0f}", f"{row['dense_over_routed']:.2f}"]
+        numbers += [f"{row[part] / row['routed_ms']:.0%}" for part in ("branches_ms", "optimizer_ms")]
+        rows.append([str(row["depth"]), str(row["num_branches"]), *numbers, f"{row['routed_peak_mb']:.0f}"])
+    say(table(rows, text_columns=()))
+    return results
+
+
+def input_pipeline(batch_size, batches, say=print):
+    """Measures the training pipeline alone, on digits at 32 x 32: gather, shift, mirror, cutout.
+
+    Returns:
+        dict: images_per_s.
+    """
+    data = load_data("digits")
+    augment = Augmentation(data.image_size, data.mean, 4, True, 16)
+    epochs = 1 + (batches + 10) * batch_size // data.sizes["train"]
+    stream = iter(training_batches(data, batch_size, epochs + 1, 0, augment))
+    for _ in range(10):
+        next(stream)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    rate = batches * batch_size / (time.perf_counter() - start)
+    say(f"\nInput pipeline alone: {rate:.0f} images/s")
+    return {"images_per_s": rate}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*map(int, sys.argv[1:]))))

@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dynkhydra_tf.benchmark import __main__ as command
+from dynkhydra_tf.benchmark import inference, subjects, training
+from dynkhydra_tf.gating import select_branches
+
+
+@pytest.fixture
+def benchmark(run_command):
+    def run(*arguments):
+        def main(options):
+            command.main(options, [])
+
+        return run_command(main, command.define_flags, *arguments)
+
+    return run
+
+
+def test_summary_by_hand():
+    # Two requests, three rounds; b takes twice as long in each round.
+    times = {"a": [[1.0, 2.0, 3.0], [5.0, 4.0, 6.0]], "b": [[2.0, 4.0, 6.0], [10.0, 8.0, 12.0]]}
+    summary = inference.summarise(times, "a")
+    assert summary["a"] == {"ms": 3.5, "low": 3.0, "high": 4.0, "over": 1.0}
+    assert summary["b"] == {"ms": 7.0, "low": 6.0, "high": 8.0, "over": 2.0}
+
+
+def test_comparison_names_what_lies_outside_both_spreads():
+    def run(low, ms, high):
+        numbers = {"ms": ms, "low": low, "high": high, "over": 1.0}
+        return {"inference": [{"threads": 1, "batch_size": 8, "subjects": {"hydra": numbers}}]}
+
+    assert "SLOWER" in command.compare(run(1.0, 1.1, 1.2), run(1.3, 1.4, 1.5))
+    assert "faster" in command.compare(run(1.3, 1.4, 1.5), run(1.0, 1.1, 1.2))
+    assert "Nothing" in command.compare(run(1.0, 1.1, 1.2), run(1.1, 1.3, 1.5))
+    assert "Nothing" in command.compare({}, run(1.1, 1.3, 1.5))
+
+
+def test_the_gate_spreads_and_tau_sets_lambda():
+    model = subjects.make_hydra(depth=1, num_branches=8)
+    images = subjects.images(200)
+    gate = model(images)["gate"]
+    first = np.bincount(np.argmax(gate, axis=1), minlength=8) / len(images)
+    assert first.max() < 0.4 and (first > 0.01).sum() >= 6
+    for active in (1, 2, 2.5, 4):
+        selected = select_branches(gate, subjects.TOP_K, subjects.tau_for(model, images, active))
+        assert np.sum(selected) / len(images) == pytest.approx(active, abs=0.01)
+
+
+def test_masked_and_served_answer_alike(tmp_path):
+    model, images = subjects.make_hydra(depth=1, num_branches=4), subjects.images(256)
+    tau = subjects.tau_for(model, images, 2)
+    subjects.export_hydra(model, tmp_path / "hydra", tau)
+    subjects.export_masked(model, tmp_path / "masked", tau)
+    subjects.export_static(model, tmp_path / "limit", 2)
+    models = {name: tmp_path / name for name in ("hydra", "masked", "limit")}
+    result = inference.run_job(models, images, [2], 1, 0.0)
+    answers = result["probabilities"]
+    np.testing.assert_allclose(answers["hydra"], answers["masked"], atol=1e-5)
+    right = tf.nn.softmax(model(images[:64], tau=tau)["logits"])
+    np.testing.assert_allclose(answers["hydra"], right, atol=1e-5)
+    assert not np.allclose(answers["limit"], right, atol=1e-3)
+    times = result["times_ms"][2]
+    assert {len(requests) for requests in times.values()} == {64}
+    assert all(min(min(rounds) for rounds in requests) > 0 for requests in times.values())
+
+
+@pytest.mark.slow
+def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
+    options = ["--depth=1", "--num_branches=4", "--active=2", "--batch_sizes=1", "--threads=1", "--seconds=0"]
+    options += ["--growth_depths=1", "--growth_branches=4,5", "--training_depths=1", "--training_branches=4"]
+    options += ["--training_batch_size=16", "--training_steps=2", f"--output_dir={tmp_path}"]
+    assert benchmark(*options) is None
+    printed = capsys.readouterr().out
+    for text in ("hydra, lambda 2", "HydraRes, d=2, K=4", "Growth at lambda 2", "dense / routed", "images/s"):
+        assert text in printed
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(results) == {"environment", "inference", "growth", "training", "input"}
+    assert results["training"][0]["num_branches"] == 4 and results["input"]["images_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--active=0"], "--active must be whole numbers from 1 to 4"),
+        (["--active=5"], "--active must be whole numbers from 1 to 4"),
+        (["--threads=two"], "--threads must be whole numbers of at least 1. Received: two"),
+        (["--compare=nowhere.json"], "--compare=nowhere.json cannot be read"),
+        (["--output_dir=/proc/x"], "Cannot write to /proc"),
+    ],
+)
+def test_bad_input(benchmark, capsys, options, message):
+    assert benchmark(*options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_section(run_command, capsys):
+    assert run_command(lambda options: command.main(options, ["speed"]), command.define_flags) == 2
+    assert "There are the sections inference, growth, training, input" in capsys.readouterr().err
+
+
+def test_input_pipeline_is_measured(capsys):
+    assert training.input_pipeline(64, 5)["images_per_s"] > 100
