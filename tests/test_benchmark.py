@@ -78,7 +78,7 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     for text in ("hydra, lambda 2", "HydraRes, d=2, K=4", "Growth at lambda 2", "dense / routed", "images/s"):
         assert text in printed
     results = json.loads((tmp_path / "benchmark.json").read_text())
-    assert set(results) == {"environment", "inference", "growth", "training", "input"}
+    assert set(results) == {"environment", "limits", *command.SECTIONS}
     assert results["training"][0]["num_branches"] == 4 and results["input"]["images_per_s"] > 0
 
 
@@ -99,7 +99,12 @@ def test_bad_input(benchmark, capsys, options, message):
 
 def test_unknown_section(run_command, capsys):
     assert run_command(lambda options: command.main(options, ["speed"]), command.define_flags) == 2
-    assert "There are the sections inference, growth, training, input" in capsys.readouterr().err
+    assert "There are the sections inference, edge, growth, training, input" in capsys.readouterr().err
+
+
+def test_limits_are_measured():
+    limits = command.machine_limits(size=128, turns=1)
+    assert len(limits) == 3 and all(value > 0 for value in limits.values())
 
 
 def test_input_pipeline_is_measured(capsys):

@@ -14,12 +14,15 @@ import os
 import pathlib
 import platform
 import tempfile
+import time
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
 # isort: split
 import keras
+import numpy as np
 import tensorflow as tf
+import threadpoolctl
 from absl import flags
 
 from dynkhydra_tf import cli
@@ -28,7 +31,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.files import check_writable, write_json
 
-SECTIONS = ("inference", "growth", "training", "input")
+SECTIONS = ("inference", "edge", "growth", "training", "input")
 
 
 def define_flags(flag_values):
@@ -70,12 +73,17 @@ def main(options, sections):
 
     environment = _environment(options.onednn)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    limits = machine_limits()
+    print(", ".join(f"{key} {value:.0f}" for key, value in limits.items()))
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn))  # for the processes that answer requests
-    results = {"environment": environment}
+    results = {"environment": environment, "limits": limits}
     with tempfile.TemporaryDirectory() as folder:
         if "inference" in sections:
             sized = (options.depth, options.num_branches, active, batch_sizes, threads)
             results["inference"] = inference.compare(folder, *sized, options.seconds)
+        if "edge" in sections:
+            sized = (options.depth, options.num_branches, active, batch_sizes)
+            results["edge"] = inference.edge_runtimes(folder, *sized, options.seconds)
         if "growth" in sections:
             results["growth"] = inference.growth(folder, *growth, options.seconds)
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
@@ -108,6 +116,29 @@ def compare(older, newer):
     if len(rows) == 1:
         return "Nothing in inference changed beyond the quartiles of both runs."
     return table(rows, text_columns=(0, 5))
+
+
+def machine_limits(size=2048, turns=7):
+    """Returns what the machine can do at best: GFLOP/s of a float32 matrix product, GB/s of a copy."""
+    rng = np.random.default_rng(0)
+    left, right = (rng.random((size, size), np.float32) for _ in range(2))
+    megabytes = np.zeros(256 * 2**20, np.uint8)
+
+    def best(run):
+        times = []
+        for _ in range(turns):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    with threadpoolctl.threadpool_limits(1):
+        one = 2e-9 * size**3 / best(lambda: left @ right)
+    return {
+        "matrix product, 1 thread, GFLOP/s": one,
+        "all threads, GFLOP/s": 2e-9 * size**3 / best(lambda: left @ right),
+        "copy, GB/s": 1e-9 * megabytes.nbytes / best(megabytes.copy),
+    }
 
 
 def _environment(onednn):

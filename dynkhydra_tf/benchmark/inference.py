@@ -8,13 +8,15 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
 from dynkhydra_tf.benchmark import runner, subjects
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import table
-from dynkhydra_tf.serving import native
+from dynkhydra_tf.serving import edge, native
 
 
 def run_job(models, images, batch_sizes, threads, seconds):
@@ -125,6 +127,59 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
                 row = [f"{megaflops[name]:.0f}", f"{numbers['ms']:.2f}", quartiles, f"{numbers['over']:.2f}"]
                 rows.append([name, *row])
             say(table(rows))
+    return results
+
+
+def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say=print):
+    """Measures LiteRT and ONNX Runtime, where they are installed, beside the SavedModel; one thread, in turn.
+
+    Here the clock covers the call from Python.
+
+    Args:
+        folder: where to export to.
+        depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
+        batch_sizes: list of int.
+        seconds: float, for each batch size.
+        say: callable for the table's text.
+
+    Returns:
+        list of dicts: batch_size, and for each subject ms, low, high, over (the first SavedModel).
+    """
+    folder, images = pathlib.Path(folder), subjects.images(256)
+    model = subjects.make_hydra(depth, num_branches)
+    answers, served = {}, []
+    for count in active:
+        tau = subjects.tau_for(model, images, count)
+        path = folder / f"edge{count}"
+        subjects.export_hydra(model, path, tau)
+        served.append(native.SavedModel(path, threads=1))
+        answers[f"SavedModel, lambda {count}"] = lambda batch, run=served[-1].run: run({"images": batch})
+        for format, convert in (("litert", edge.to_litert), ("onnx", edge.to_onnx)):
+            try:
+                answers[f"{format}, lambda {count}"] = edge.load(convert(model, tau), format, threads=1)
+            except UserError as missing:
+                say(f"Without {format}: {missing}")
+    reference, results = next(iter(answers)), []
+    for size in batch_sizes:
+        batches = [images[i * size : (i + 1) * size] for i in range(max(2, min(64, 128 // size)))]
+        taken = {name: [[] for _ in batches] for name in answers}
+        rounds, end = 0, None
+        while rounds < 6 or time.perf_counter() < end:
+            for index, batch in enumerate(batches):
+                for name, answer in answers.items():
+                    start = time.perf_counter()
+                    answer(batch)
+                    if rounds:
+                        taken[name][index].append((time.perf_counter() - start) * 1e3)
+            rounds += 1
+            end = end or time.perf_counter() + seconds
+        results.append({"batch_size": size, "subjects": summarise(taken, reference)})
+    for model in served:
+        model.close()
+    say(f"\nEdge runtimes, called from Python, one thread; d={depth}, nb={num_branches}; ms")
+    rows = [["", *(f"batch {size}" for size in batch_sizes)]]
+    rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]
+    say(table(rows))
     return results
 
 

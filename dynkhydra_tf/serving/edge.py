@@ -139,12 +139,13 @@ def _function(model, tau):
 # === Running what was converted ===
 
 
-def load(content, format):
+def load(content, format, threads=None):
     """Loads a converted model into its runtime.
 
     Args:
         content: bytes, from `to_litert` or `to_onnx`.
         format: "litert" or "onnx".
+        threads: int, for the runtime to use; None for its own choice.
 
     Returns:
         A function from images (B,S,S,3) uint8 to a dict of the outputs, numpy arrays by name.
@@ -153,10 +154,14 @@ def load(content, format):
         UserError: the runtime is not installed.
     """
     if format == "litert":
-        interpreter = _import("ai_edge_litert.interpreter", "litert").Interpreter(model_content=content)
+        runtime = _import("ai_edge_litert.interpreter", "litert")
+        interpreter = runtime.Interpreter(model_content=content, num_threads=threads)
         signature = interpreter.get_signature_runner("serving_default")
         return lambda images: signature(images=images)
-    session = _import("onnxruntime", "onnx").InferenceSession(content)
+    onnxruntime = _import("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(content, options)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
