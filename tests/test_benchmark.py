@@ -77,6 +77,7 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     printed = capsys.readouterr().out
     for text in ("hydra, lambda 2", "HydraRes, d=2, K=4", "Growth at lambda 2", "dense / routed", "images/s"):
         assert text in printed
+    assert (tmp_path / "inference_1.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(results) == {"environment", "limits", *command.SECTIONS}
     assert results["training"][0]["num_branches"] == 4 and results["input"]["images_per_s"] > 0

@@ -4,9 +4,9 @@
     python -m dynkhydra_tf.benchmark inference --depth=3 --num_branches=20 --active=1,2,4
     python -m dynkhydra_tf.benchmark --compare=benchmark_results/older.json
 
-The tables are printed, and written with all numbers to OUTPUT_DIR/benchmark.json. What is compared is
-measured in one run, in turn, after a warm-up; times are medians. --compare names what became slower than in
-an older file by more than the spread of both.
+The tables are printed; all numbers go to OUTPUT_DIR/benchmark.json, and inference is drawn there. What is
+compared is measured in one run, in turn, after a warm-up; times are medians. --compare names what became
+slower than in an older file by more than the spread of both.
 """
 
 import json
@@ -26,6 +26,7 @@ import threadpoolctl
 from absl import flags
 
 from dynkhydra_tf import cli
+from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.benchmark import inference, training
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import table
@@ -93,7 +94,11 @@ def main(options, sections):
         results["input"] = training.input_pipeline(options.training_batch_size, batches=200)
     path = pathlib.Path(options.output_dir) / "benchmark.json"
     write_json(path, results)
-    print(f"\nWritten: {path}")
+    if "inference" in results:
+        for count in threads:
+            rows = [row for row in results["inference"] if row["threads"] == count]
+            figures.save_inference_times(rows, path.with_name(f"inference_{count}.png"))
+    print(f"\nWritten: {', '.join(str(file) for file in sorted(path.parent.glob('*.*')))}")
     if older:
         print("\n" + compare(older, results))
 
