@@ -101,7 +101,9 @@ def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8
 
 def concrete(call, *inputs):
     """Traces `call` for inputs of the given `tf.TensorSpec`s and returns the concrete function."""
-    return tf.function(call, input_signature=inputs, autograph=False).get_concrete_function()
+    traced = tf.function(call, input_signature=inputs, autograph=False).get_concrete_function()
+    traced.traced_from = call  # a concrete function alone does not keep its variables alive
+    return traced
 
 
 def decode(image_bytes, size, fit):
