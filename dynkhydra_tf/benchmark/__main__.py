@@ -1,6 +1,6 @@
 """Measures what this machine makes of the method: inference, growth, training, input pipeline.
 
-    python -m dynkhydra_tf.benchmark                          # everything, about 20 minutes on 2 cores
+    python -m dynkhydra_tf.benchmark                          # everything
     python -m dynkhydra_tf.benchmark inference --depth=3 --num_branches=20 --active=1,2,4
     python -m dynkhydra_tf.benchmark --compare=benchmark_results/older.json
 

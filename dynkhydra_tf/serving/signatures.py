@@ -136,9 +136,9 @@ def decode(image_bytes, size, fit):
 
 def _decode_one(file):
     pixels = tf.reduce_prod(tf.cast(_claimed_size(file), tf.int64))
-    fits = tf.debugging.Assert(
-        pixels <= MAX_PIXELS, [f"image_bytes: a picture may have {MAX_PIXELS} pixels. Received:", pixels]
-    )
+    # Other kinds, which TensorFlow may know as well, have no size that we could limit.
+    message = f"image_bytes must be JPEG, PNG, GIF or BMP of 1 to {MAX_PIXELS} pixels. Pixels received:"
+    fits = tf.debugging.Assert((pixels > 0) & (pixels <= MAX_PIXELS), [message, pixels])
     with tf.control_dependencies([fits]):
         # A BMP cannot be decoded to another number of channels than it has.
         channels_as_in_file = tf.strings.substr(file, 0, 2) == "BM"
