@@ -50,6 +50,7 @@ def test_the_gate_spreads_and_tau_sets_lambda():
         assert np.sum(selected) / len(images) == pytest.approx(active, abs=0.01)
 
 
+@pytest.mark.slow
 def test_masked_and_served_answer_alike(tmp_path):
     model, images = subjects.make_hydra(depth=1, num_branches=4), subjects.images(256)
     tau = subjects.tau_for(model, images, 2)

@@ -153,6 +153,7 @@ def test_without_the_data_the_card_has_no_table(command, run_dir, tmp_path, caps
     assert "by tau" not in (tmp_path / "out" / "1" / "model_card.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", edge.FILES)
 def test_edge_formats(command, run_dir, tmp_path, capsys, format):
     pytest.importorskip({"litert": "ai_edge_litert", "onnx": "tf2onnx"}[format])
