@@ -22,7 +22,7 @@ from dynkhydra_tf.costs import hydra_costs
 from dynkhydra_tf.data import DATASETS, evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import evaluate, tau_text
-from dynkhydra_tf.files import check_writable
+from dynkhydra_tf.files import check_writable, replacing
 from dynkhydra_tf.flags import read_flags
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
@@ -67,12 +67,19 @@ def define_flags(flag_values):
 
     # === Which tau ===
     define(number, "tau", None, "The threshold to serve with; default: the run's.")
-    define(number, "target_active_branches", None, "Pick the lowest tau with lambda at most this.")
+    define(
+        number,
+        "target_active_branches",
+        None,
+        "Pick the lowest tau with lambda at most this.",
+        lower_bound=1.0,
+    )
     define(
         number,
         "max_accuracy_drop",
         None,
         "Pick the highest tau that is at most so many percentage points below the best top-1.",
+        lower_bound=0.0,
     )
     define(
         flags.DEFINE_enum,
@@ -136,6 +143,8 @@ def main(options):
         edge.export_edge(
             model, partition.class_names, fit, choice.tau, export_dir, options.format, options.quantize
         )
+        with replacing(export_dir / "model_card.md") as beside:
+            beside.write_text(card, encoding="utf-8")
         return
     with versions.new_version(export_dir) as directory:
         largest = saved_model.write_saved_model(

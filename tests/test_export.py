@@ -112,7 +112,7 @@ def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsy
         (["--run_dir=RUN", "--export_dir=out", "--tau=1"], "--tau must be in [0, 1)"),
         (["--run_dir=RUN", "--export_dir=out", "--tau=nan"], "--tau must be in [0, 1)"),
         (["--run_dir=RUN", "--export_dir=out", "--tau=0.1", "--max_accuracy_drop=1"], "Give one of --tau"),
-        (["--run_dir=RUN", "--export_dir=out", "--target_active_branches=0.5"], "must be at least 1"),
+        (["--run_dir=RUN", "--export_dir=out", "--target_active_branches=0.5"], ">= 1.0"),
         (["--run_dir=RUN", "--export_dir=out", "--top_classes=11"], "--top_classes must be at most 10"),
         (["--run_dir=RUN", "--export_dir=out", "--batch_sizes=4,2"], "--batch_sizes must be rising"),
         (["--run_dir=RUN", "--export_dir=out", "--quantize=float16"], "--quantize is for --format=litert"),
@@ -159,7 +159,7 @@ def test_edge_formats(command, run_dir, tmp_path, capsys, format):
     pytest.importorskip({"litert": "ai_edge_litert", "onnx": "tf2onnx"}[format])
     out = tmp_path / "a" / "edge"
     assert command(f"--run_dir={run_dir}", f"--export_dir={out}", f"--format={format}", "--tau=0.1") is None
-    assert entries(out) == sorted([edge.FILES[format], "labels.txt"])
+    assert entries(out) == sorted([edge.FILES[format], "labels.txt", "model_card.md"])
     assert (out / "labels.txt").read_text().splitlines() == list("0123456789")
     assert "not JPEG or PNG bytes" in capsys.readouterr().out
 
