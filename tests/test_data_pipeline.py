@@ -3,14 +3,15 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.data.augment import Augmentation
-from dynkhydra_tf.data.catalog import ImageData
+from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dynkhydra_tf.data.sources import Source
 from dynkhydra_tf.errors import UserError
 
 SIZE = 8
 
 
-class CountingSource:
+class CountingSource(Source):
     """Random images, each with its own number in its corner pixel; counts how often one is read."""
 
     def __init__(self, count):
@@ -19,34 +20,40 @@ class CountingSource:
         self.labels = np.arange(count) % 10
         self.reads = 0
 
-    def read(self, split, *features):
-        assert features == ("image", "label")
-
+    def read(self, split, wanted=None):
         def generate():
-            for pair in zip(self.images, self.labels, strict=True):
-                self.reads += 1
-                yield pair
+            for number in np.arange(len(self.images)) if wanted is None else np.flatnonzero(wanted):
+                yield self.read_one(number)
 
         return tf.data.Dataset.from_generator(
             generate, output_signature=(tf.TensorSpec((SIZE, SIZE, 3), tf.uint8), tf.TensorSpec((), tf.int64))
         )
 
+    def fetch(self, split):
+        def fetch(index):
+            image, label = tf.numpy_function(self.read_one, [index], [tf.uint8, tf.int64])
+            return tf.ensure_shape(image, (SIZE, SIZE, 3)), tf.ensure_shape(label, ())
 
-def numbered_data(count):
+        return fetch
+
+    def read_one(self, number):
+        self.reads += 1
+        return self.images[number], self.labels[number]
+
+
+def numbered_data(count, cache="memory", held_out=None):
     """A data set of `count` images of 8x8 px, 10 classes."""
+    held = 0 if held_out is None else int(held_out.sum())
     return ImageData(
         name="numbered",
         class_names=tuple("0123456789"),
         image_size=SIZE,
         fit="stretch",
         flip=True,
-        mean=(120.0, 125.0, 130.0),
-        std=(60.0, 60.0, 60.0),
-        sizes={"train": count, "validation": 0, "test": count},
-        coarse_names=None,
-        coarse_feature=None,
+        sizes={"train": count - held, "validation": held, "test": count},
         source=CountingSource(count),
-        held_out=None,
+        held_out=held_out,
+        cache=cache,
     )
 
 
@@ -107,10 +114,11 @@ def test_images_keep_their_labels_and_pixels():
         assert (labels.numpy() == data.source.labels[chosen]).all()
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
 @pytest.mark.parametrize("initial_step", [0, 1, 5, 6, 9, 17, 18])
-def test_a_resumed_run_sees_what_the_whole_run_sees(initial_step):
+def test_a_resumed_run_sees_what_the_whole_run_sees(initial_step, cache):
     # 6 steps in an epoch, 3 epochs: within the first, at its end, past it, the last step, nothing left.
-    data = numbered_data(50)
+    data = numbered_data(50, cache)
     arguments = {"batch_size": 8, "epochs": 3, "seed": 3}
     arguments["augment"] = augmentation(shift=2, flip=True, cutout=4)
     whole = list(training_batches(data, **arguments))
@@ -129,6 +137,42 @@ def test_augmentation_differs_from_step_to_step():
     seen = {images.numpy().tobytes() for images, _ in batches}
     # 9 shifts are possible; that 40 draws miss 3 of them or more has a probability below 1e-3.
     assert len(seen) >= 7
+
+
+@pytest.mark.parametrize("held_out", [None, np.arange(50) % 5 == 1])
+def test_from_memory_and_from_disk_training_sees_the_same(held_out):
+    arguments = {"batch_size": 8, "epochs": 3, "seed": 3, "augment": augmentation(shift=2, cutout=4)}
+    memory, disk = (
+        training_batches(numbered_data(50, cache, held_out), **arguments) for cache in ("memory", "none")
+    )
+    assert memory.element_spec == disk.element_spec
+    assert memory.cardinality() == disk.cardinality()
+    seen = set()
+    for (images, labels), (disk_images, disk_labels) in zip(memory, disk, strict=True):
+        assert (images.numpy() == disk_images.numpy()).all()
+        assert (labels.numpy() == disk_labels.numpy()).all()
+        seen.update(labels.numpy().tolist())
+    # The images held out are those of the classes 1 and 6.
+    assert seen == set(range(10)) - (set() if held_out is None else {1, 6})
+
+
+def test_from_disk_only_what_is_trained_with_is_read():
+    data = numbered_data(50, "none")
+    batches = training_batches(data, 8, epochs=3, seed=0, augment=plain, initial_step=16)
+    assert data.source.reads == 0
+    assert len(list(batches)) == 2
+    assert data.source.reads == 16
+    assert len(list(evaluation_batches(data, "test", 16))) == 4
+    assert data.source.reads == 66
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_validation_is_evaluated_in_its_order(cache):
+    data = numbered_data(50, cache, np.arange(50) % 5 == 1)
+    ((images, labels),) = evaluation_batches(data, "validation", 16)
+    assert numbers(images) == list(range(1, 50, 5))
+    assert labels.numpy().tolist() == [1, 6] * 5
+    assert data.source.reads == 10
 
 
 def test_training_decodes_each_image_once():

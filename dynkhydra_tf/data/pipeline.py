@@ -1,13 +1,17 @@
 """Batches for training and evaluation.
 
-A split is decoded once and held in memory as uint8. A training batch is then a gather of B rows, whose
-order depends on nothing but the seed and the epoch, and an augmentation that depends on nothing but the
-seed and the step: step s of a run sees the same images whether or not the run was interrupted before it.
+A split that fits is decoded once and held in memory as uint8; of a larger one each image is read and decoded
+when its turn comes (`ImageData.in_memory`). Either way the order depends on nothing but the seed and the
+epoch, and the augmentation on nothing but the seed and the step: step s of a run sees the same images whether
+or not the run was interrupted before it.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
+
+LOADED_AT_ONCE = 256  # images
 
 
 def steps_per_epoch(data, batch_size, split="train"):
@@ -33,7 +37,7 @@ def steps_per_epoch(data, batch_size, split="train"):
 def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, split="train"):
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
-    The images are decoded, and held in memory, when this is called.
+    Where they are held in memory, the images are decoded when this is called.
 
     Args:
         data: ImageData.
@@ -56,29 +60,28 @@ def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, sp
     order_seed, augment_seed = tf.unstack(tf.random.split(tf.constant([seed, 0], tf.int64), 2))
 
     def epoch_batches(epoch):
-        """Index batches (B,) of one epoch, each with its step in the whole run."""
+        """Index batches (B,) of one epoch, without those that are done."""
         order = tf.random.experimental.stateless_shuffle(tf.range(size), tf.random.fold_in(order_seed, epoch))
         indices = tf.reshape(order[: steps * batch_size], (steps, batch_size))
-        step = epoch * steps + tf.range(steps, dtype=tf.int64)
-        done = tf.maximum(initial_step - step[0], 0)
-        return tf.data.Dataset.from_tensor_slices((step[done:], indices[done:]))
+        return tf.data.Dataset.from_tensor_slices(indices[tf.maximum(initial_step - epoch * steps, 0) :])
 
-    images, labels = _in_memory(data, split)
-
-    def batch(step, indices):
-        chosen = augment(tf.gather(images, indices), tf.random.fold_in(augment_seed, step))
-        return chosen, tf.gather(labels, indices)
+    def augment_batch(step, batch):
+        images, labels = batch
+        return augment(images, tf.random.fold_in(augment_seed, step)), labels
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(max(epochs * steps - initial_step, 0)))
-    batches = batches.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = _read(data, split, batches, batch_size)
+    last_step = max(epochs * steps, initial_step)
+    batches = tf.data.Dataset.zip(tf.data.Dataset.range(initial_step, last_step), batches)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(last_step - initial_step))
+    batches = batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(data, split, batch_size):
     """All images of a split in their fixed order, as they are.
 
-    The images are decoded, and held in memory, when this is called.
+    Where they are held in memory, the images are decoded when this is called.
 
     Args:
         data: ImageData.
@@ -91,12 +94,33 @@ def evaluation_batches(data, split, batch_size):
     Raises:
         UserError: an unknown split, or one without images.
     """
+    if not data.in_memory:
+        return data.examples(split).batch(batch_size).prefetch(tf.data.AUTOTUNE)
     # Not cache(): Keras looks at the first batch before it iterates, and a cache broken off complains.
     examples = tf.data.Dataset.from_tensor_slices(_in_memory(data, split))
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
+def _read(data, split, index_batches, batch_size):
+    """From a dataset of (B,) indices to one of (images, labels)."""
+    together = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    if not data.in_memory:
+        images = index_batches.unbatch().map(data.fetch(split), **together)
+        return images.batch(batch_size, drop_remainder=True)
+    images, labels = _in_memory(data, split)
+    return index_batches.map(
+        lambda indices: (tf.gather(images, indices), tf.gather(labels, indices)), **together
+    )
+
+
 def _in_memory(data, split):
     """A whole split: images (n,S,S,3) uint8, labels (n,) int32, in the main memory."""
+    size, side = data.sizes[split], data.image_size
+    images, labels = np.empty((size, side, side, 3), np.uint8), np.empty(size, np.int32)
+    # Part by part: one batch of them all would take four times their size.
+    parts = data.examples(split).batch(LOADED_AT_ONCE).as_numpy_iterator()
+    for number, (some_images, some_labels) in enumerate(parts):
+        place = slice(number * LOADED_AT_ONCE, (number + 1) * LOADED_AT_ONCE)
+        images[place], labels[place] = some_images, some_labels
     with tf.device("CPU:0"):
-        return data.examples(split).batch(data.sizes[split]).get_single_element()
+        return tf.constant(images), tf.constant(labels)

@@ -30,12 +30,13 @@ def class_means(
     """The mean features of every class over the training images (paper: "Class partitioning").
 
     The result is kept in `cache_dir`, under a key made of the data set (name, number of images, class
-    names, a hash of its first images), the extractor and `images_per_class`. On a hit the extractor is
-    not called, nor is its network loaded.
+    names, a hash of its first images and of a folder's files), the extractor and `images_per_class`. On a
+    hit the extractor is not called, nor is its network loaded.
 
     Args:
-        data: has `name`, `class_names` (M str), `sizes` (split -> number of images) and
-            `examples("train")`, a tf.data.Dataset of (image (S, S, 3) uint8, label () int).
+        data: has `name`, `class_names` (M str), `sizes` (split -> number of images),
+            `examples("train")`, a tf.data.Dataset of (image (S, S, 3) uint8, label () int), and for an image
+            folder, whose name does not tell them, a `fingerprint` of the files.
         extractor: images (B, S, S, 3) uint8 -> features (B, F) float32, with `name` and `identity`.
         cache_dir: None: `default_cache_dir()`.
         images_per_class: use the first so many images of each class, or all it has where it has fewer;
@@ -124,22 +125,23 @@ def _first_of_each_class(examples: tf.data.Dataset, num_classes: int, count: int
 def _cache_key(data, extractor, images_per_class) -> str:
     """All that the class means depend on, as JSON.
 
-    The first images stand for the preprocessing (padded, cropped, size) and for image folders whose
-    files were exchanged.
+    The first images stand for the preprocessing (padded, cropped, size), the fingerprint for the files of
+    an image folder.
     """
     first_images = hashlib.sha256()
     for image, label in data.examples("train").take(16).as_numpy_iterator():
         first_images.update(f"{image.shape} {label} ".encode() + image.tobytes())
-    return json.dumps(
-        {
-            "dataset": data.name,
-            "num_images": int(data.sizes["train"]),
-            "class_names": list(data.class_names),
-            "first_images": first_images.hexdigest(),
-            "extractor": extractor.identity,
-            "images_per_class": images_per_class,
-        }
-    )
+    key = {
+        "dataset": data.name,
+        "num_images": int(data.sizes["train"]),
+        "class_names": list(data.class_names),
+        "first_images": first_images.hexdigest(),
+        "extractor": extractor.identity,
+        "images_per_class": images_per_class,
+    }
+    if fingerprint := getattr(data, "fingerprint", None):
+        key["fingerprint"] = fingerprint
+    return json.dumps(key)
 
 
 def _cache_path(cache_dir, data, extractor, key: str) -> pathlib.Path:
