@@ -3,6 +3,8 @@
 import abc
 import dataclasses
 
+import keras
+
 
 class Backbone(abc.ABC):
     """The convolutional parts that a Hydra is composed of.
@@ -40,3 +42,71 @@ class Backbone(abc.ABC):
     def from_config(cls, config):
         """Returns the backbone that `get_config` described."""
         return cls(**config)
+
+
+@dataclasses.dataclass(frozen=True)
+class CutBackbone(Backbone):
+    """A convolutional network of any depth and width, cut in two: its first layers and its last ones.
+
+    Stem: the first layers; branch and gater: the last ones, each at a width of its own. The plain network
+    is both at width 1, so that with widths 1, 1, 1 each path through a Hydra is the plain network. A
+    subclass says what the layers are.
+
+    Args:
+        depth: int >= 1, d, blocks per stage.
+        stem_width, branch_width, gater_width: float > 0, channel multipliers ws, wb, wg.
+        image_size: int >= 1, height and width of an image in pixels.
+    """
+
+    depth: int = 1
+    stem_width: float = 1.0
+    branch_width: float = 1.0
+    gater_width: float = 1.0
+    image_size: int = 32
+
+    def __post_init__(self):
+        """Checks the sizes.
+
+        Raises:
+            ValueError: a size out of its range.
+        """
+        widths = (self.stem_width, self.branch_width, self.gater_width)
+        if self.depth < 1 or self.image_size < 1 or not all(0 < width < 100 for width in widths):
+            raise ValueError(
+                "depth and image_size must be at least 1 and widths in (0, 100). Received: "
+                f"depth={self.depth}, image_size={self.image_size}, widths={widths}"
+            )
+
+    @abc.abstractmethod
+    def first_layers(self, width, dtype):
+        """Returns the list of layers up to the cut, channels times `width`, each with an explicit name."""
+
+    @abc.abstractmethod
+    def last_layers(self, width, dtype):
+        """Returns the list of layers after the cut, channels times `width`, each with an explicit name."""
+
+    @property
+    def input_shape(self):
+        """(H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
+    def stem(self, dtype=None):
+        """Returns the first layers."""
+        return keras.Sequential(self.first_layers(self.stem_width, dtype), name="stem")
+
+    def branch(self, dtype=None):
+        """Returns the last layers."""
+        return keras.Sequential(self.last_layers(self.branch_width, dtype), name="branch")
+
+    def gater_trunk(self, dtype=None):
+        """Returns the last layers at the gater's width."""
+        return keras.Sequential(self.last_layers(self.gater_width, dtype), name="gater_trunk")
+
+    def plain(self, dtype=None):
+        """Returns all layers at width 1: the baseline is not narrowed."""
+        return keras.Sequential(self.first_layers(1.0, dtype) + self.last_layers(1.0, dtype), name="plain")
+
+
+def scaled(channels, width):
+    """Returns `channels` times `width` as a whole number, at least 1."""
+    return max(1, round(channels * width))

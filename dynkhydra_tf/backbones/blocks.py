@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 
+@keras.saving.register_keras_serializable("dynkhydra_tf")
 class BatchNorm(keras.layers.BatchNormalization):
     """Keras's batch normalisation, computed by TensorFlow's fused op.
 
@@ -11,7 +12,14 @@ class BatchNorm(keras.layers.BatchNormalization):
     step (d=1, nb=20, 2 cores) 1.15 times as fast, and at inference TensorFlow merges it with the
     convolution before it. Without oneDNN, Keras's own is the faster one in training. It has scale and
     centre, and normalises the last axis.
+
+    Args:
+        momentum: float, of the moving statistics. Keras's 0.99 is too slow for small data sets: digits has
+            9 steps an epoch.
     """
+
+    def __init__(self, momentum=0.97, **kwargs):
+        super().__init__(momentum=momentum, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
         """Maps (B, H, W, C), B > 0, to the same; `training` moves the moving statistics."""
@@ -26,8 +34,10 @@ class BatchNorm(keras.layers.BatchNormalization):
             is_training=training,
         )
         if training:
-            self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
-            self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1 - self.momentum))
+            # Without stop_gradient the traced functions of the branches compute its gradient, all zeros.
+            for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                value = moving * self.momentum + value * (1 - self.momentum)
+                moving.assign(tf.stop_gradient(value))
         return outputs
 
 
@@ -40,14 +50,32 @@ class ConvBN(keras.Layer):
         kernel_size: int, in pixels.
         strides: int, in pixels.
         relu: bool, false where a sum follows.
+        separable: bool: a depthwise convolution over the pixels, then a 1x1 convolution over the channels,
+            nothing between them, in place of the full convolution.
     """
 
-    def __init__(self, filters, kernel_size, strides=1, relu=True, **kwargs):
+    def __init__(self, filters, kernel_size, strides=1, relu=True, separable=False, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
         self.relu = relu
+        self.separable = separable
+        self.depthwise = None
+        if separable:
+            # Not Keras's SeparableConv2D: its 1x1 convolution has "valid" padding, and TensorFlow 2.21 with
+            # oneDNN crashes where a zero-padded shortcut is added to such a one, with its bias.
+            self.depthwise = keras.layers.DepthwiseConv2D(
+                kernel_size,
+                strides=strides,
+                padding="same",
+                use_bias=False,
+                # Keras counts all channels into a depthwise kernel's fan-in; it is the kernel's pixels.
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / kernel_size),
+                dtype=self.dtype_policy,
+                name="depthwise",
+            )
+            kernel_size, strides = 1, 1
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -58,14 +86,13 @@ class ConvBN(keras.Layer):
             dtype=self.dtype_policy,
             name="conv",
         )
-        # Keras's momentum of 0.99 is too slow for small data sets: digits has 9 steps an epoch.
-        self.norm = BatchNorm(momentum=0.97, dtype=self.dtype_policy, name="norm")
+        self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
         self.folded = False
 
     def fold(self):
         """Merges the normalisation by moving statistics into the convolution, in place: for inference only.
 
-        The kernel and `norm.beta`, from now on the bias, take the place of all five weights.
+        `conv.kernel` and `norm.beta`, from now on the bias, take the place of these two and the other three.
 
         Returns:
             The three variables that are not used any more.
@@ -78,16 +105,21 @@ class ConvBN(keras.Layer):
 
     def build(self, input_shape):
         """Creates the weights."""
+        if self.separable:
+            self.depthwise.build(input_shape)
+            input_shape = self.depthwise.compute_output_shape(input_shape)
         self.conv.build(input_shape)
         self.norm.build(self.conv.compute_output_shape(input_shape))
 
     def compute_output_shape(self, input_shape):
         """Returns (B, H/strides, W/strides, filters)."""
+        if self.separable:
+            input_shape = self.depthwise.compute_output_shape(input_shape)
         return self.conv.compute_output_shape(input_shape)
 
     def call(self, x, training=False):
         """Maps (B, H, W, C) to (B, H/strides, W/strides, filters)."""
-        x = self.conv(x)
+        x = self.conv(self.depthwise(x) if self.separable else x)
         # No Keras addition: TensorFlow merges bias_add with the convolution and the ReLU.
         beta = self.norm.beta.value
         x = tf.nn.bias_add(x, beta) if self.folded else self.norm(x, training=training)
@@ -95,8 +127,8 @@ class ConvBN(keras.Layer):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        config = {key: getattr(self, key) for key in ("filters", "kernel_size", "strides", "relu")}
-        return {**super().get_config(), **config}
+        keys = ("filters", "kernel_size", "strides", "relu", "separable")
+        return {**super().get_config(), **{key: getattr(self, key) for key in keys}}
 
 
 def fold(layer):

@@ -8,7 +8,7 @@ import dataclasses
 
 import keras
 
-from dynkhydra_tf.backbones.base import Backbone
+from dynkhydra_tf.backbones.base import CutBackbone, scaled
 from dynkhydra_tf.backbones.blocks import ConvBN
 
 
@@ -23,14 +23,17 @@ class BasicBlock(keras.Layer):
     Args:
         filters: int, output channels.
         strides: int, of the first convolution.
+        separable: bool, whether the convolutions are depthwise separable.
     """
 
-    def __init__(self, filters, strides=1, **kwargs):
+    def __init__(self, filters, strides=1, separable=False, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
-        self.conv1 = ConvBN(filters, 3, strides=strides, dtype=self.dtype_policy, name="conv1")
-        self.conv2 = ConvBN(filters, 3, relu=False, dtype=self.dtype_policy, name="conv2")
+        self.separable = separable
+        common = {"separable": separable, "dtype": self.dtype_policy}
+        self.conv1 = ConvBN(filters, 3, strides=strides, name="conv1", **common)
+        self.conv2 = ConvBN(filters, 3, relu=False, name="conv2", **common)
 
     def build(self, input_shape):
         """Creates the two convolutions' weights."""
@@ -56,81 +59,37 @@ class BasicBlock(keras.Layer):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "filters": self.filters, "strides": self.strides}
+        config = {key: getattr(self, key) for key in ("filters", "strides", "separable")}
+        return {**super().get_config(), **config}
+
+
+def stage(number, depth, filters, strides, separable=False, dtype=None):
+    """Returns a list of `depth` basic blocks, the first of which has the strides."""
+    return [
+        BasicBlock(
+            filters,
+            strides if block == 1 else 1,
+            separable,
+            dtype=dtype,
+            name=f"stage{number}_block{block}",
+        )
+        for block in range(1, depth + 1)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 @keras.saving.register_keras_serializable("dynkhydra_tf")
-class ResNet(Backbone):
-    """The 6d+2-layer ResNet; with widths 1, 1, 1 each Hydra path is the plain network of depth d.
+class ResNet(CutBackbone):
+    """The 6d+2-layer ResNet; the paper has d from 1 to 7 and 9."""
 
-    Args:
-        depth: int >= 1, d, blocks per stage (the paper: 1 to 7 and 9).
-        stem_width, branch_width, gater_width: float > 0, channel multipliers ws, wb, wg.
-        image_size: int, height and width of an image in pixels.
-    """
-
-    depth: int = 1
-    stem_width: float = 1.0
-    branch_width: float = 1.0
-    gater_width: float = 1.0
-    image_size: int = 32
-
-    def __post_init__(self):
-        """Checks the sizes.
-
-        Raises:
-            ValueError: a size out of its range.
-        """
-        if self.depth < 1 or not all(0 < w < 100 for w in self._widths):
-            raise ValueError(
-                f"depth must be at least 1 and widths in (0, 100). Received: depth={self.depth}, "
-                f"widths={self._widths}"
-            )
-
-    @property
-    def _widths(self):
-        return (self.stem_width, self.branch_width, self.gater_width)
-
-    @property
-    def input_shape(self):
-        """(H, W, 3)."""
-        return (self.image_size, self.image_size, 3)
-
-    def stem(self, dtype=None):
+    def first_layers(self, width, dtype):
         """Returns the first convolution and stages 1 and 2."""
-        return keras.Sequential(self._stem(self.stem_width, dtype), name="stem")
+        return [
+            ConvBN(scaled(16, width), 3, dtype=dtype, name="conv"),
+            *stage(1, self.depth, scaled(16, width), 1, dtype=dtype),
+            *stage(2, self.depth, scaled(32, width), 2, dtype=dtype),
+        ]
 
-    def branch(self, dtype=None):
+    def last_layers(self, width, dtype):
         """Returns stage 3."""
-        return keras.Sequential(self._stage(3, 64, 2, self.branch_width, dtype), name="branch")
-
-    def gater_trunk(self, dtype=None):
-        """Returns stage 3 at the gater's width."""
-        return keras.Sequential(self._stage(3, 64, 2, self.gater_width, dtype), name="gater_trunk")
-
-    def plain(self, dtype=None):
-        """Returns all three stages at width 1."""
-        return keras.Sequential(self._stem(1.0, dtype) + self._stage(3, 64, 2, 1.0, dtype), name="resnet")
-
-    def _stem(self, width, dtype):
-        return [
-            ConvBN(_channels(16, width), 3, dtype=dtype, name="conv"),
-            *self._stage(1, 16, 1, width, dtype),
-            *self._stage(2, 32, 2, width, dtype),
-        ]
-
-    def _stage(self, number, filters, strides, width, dtype):
-        return [
-            BasicBlock(
-                _channels(filters, width),
-                strides if block == 1 else 1,
-                dtype=dtype,
-                name=f"stage{number}_block{block}",
-            )
-            for block in range(1, self.depth + 1)
-        ]
-
-
-def _channels(filters, width):
-    return max(1, round(filters * width))
+        return stage(3, self.depth, scaled(64, width), 2, dtype=dtype)
