@@ -19,13 +19,14 @@ from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.costs import hydra_costs
-from dynkhydra_tf.data import DATASETS, evaluation_batches, load_data
+from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import evaluate, tau_text
 from dynkhydra_tf.files import check_writable, replacing
-from dynkhydra_tf.flags import read_flags
+from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving import calibration, edge, saved_model, server_files, versions
 from dynkhydra_tf.serving.model_card import model_card
 
@@ -89,7 +90,7 @@ def define_flags(flag_values):
         "accuracy a little too good.",
         enum_values=["validation", "test"],
     )
-    define(text, "data_dir", None, "Where prepared tfds data sets lie; default: the run's.")
+    define(text, "data_dir", None, "Where the data set lies, as in train.py; default: the run's.")
 
 
 def main(options):
@@ -135,7 +136,7 @@ def main(options):
     print(f"tau {choice.tau:g}: {choice.reason}.")
 
     # === Write ===
-    fit = DATASETS[trained_with.dataset].fit
+    fit = trained_with.fit or find_entry(trained_with.dataset).fit
     card = model_card(
         name, model, partition, choice, hydra_costs(model), _trained(run_dir, trained_with), rows, split
     )
@@ -174,6 +175,11 @@ def _load(run_dir):
         model = keras.saving.load_model(path)
     except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
         raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
+    if isinstance(model, Plain):
+        raise UserError(
+            f"{path} holds a plain network, and this command exports a Hydra; Keras's own "
+            "model.export(DIR), after one call of the model, writes a SavedModel of it"
+        )
     partition = ClassPartition.load(run_dir / "partition.json")
     if not isinstance(model, Hydra) or model.cluster_of_class != partition.cluster_of_class:
         raise UserError(f"{path} is not the Hydra of {run_dir / 'partition.json'}")
@@ -183,21 +189,23 @@ def _load(run_dir):
 def _tau_table(model, trained_with, options, picking):
     """The tau table of the model and its split, or ([], None) where none is needed and data are not there."""
     split = options.calibration_split
-    if not trained_with.validation_fraction and split == "validation":
+    settings = data_settings(trained_with)
+    try:
+        data = load_data(
+            **settings | {"data_dir": options.data_dir or trained_with.data_dir}, download=picking
+        )
+    except UserError as error:
+        if picking:
+            raise
+        print(f"No tau table in the model card: {error}")
+        return [], None
+    if split == "validation" and not data.sizes["validation"]:
         if picking:
             raise UserError(
                 "The run held out no validation images to pick tau on. Train with --validation_fraction=0.1, "
                 "or pick on the test images, knowing it, with --calibration_split=test"
             )
         split = "test"  # only to be shown
-    data_dir = options.data_dir or trained_with.data_dir
-    try:
-        data = load_data(trained_with.dataset, data_dir, trained_with.validation_fraction, download=picking)
-    except UserError as error:
-        if picking:
-            raise
-        print(f"No tau table in the model card: {error}")
-        return [], None
     taus = [*calibration.TAUS, *([] if options.tau is None else [options.tau])]
     evaluation = evaluate(model, evaluation_batches(data, split, 256), taus)
     return evaluation.tau_table(hydra_costs(model)["flops"]), split

@@ -1,13 +1,25 @@
-"""FLOPs and parameters of a model by part.
+"""FLOPs and parameters of a network by part; as a command, beside the paper's, without data or training.
+
+    python -m dynkhydra_tf.costs --flagfile=configs/cifar100.cfg
 
 FLOPs are 2 x the multiply-adds of convolutions and dense layers for one image, as in the paper's
 tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner.
 """
 
-import keras
 import tensorflow as tf
+from absl import flags
 
-from dynkhydra_tf.backbones.blocks import classifier
+from dynkhydra_tf import cli
+from dynkhydra_tf.analysis import paper
+from dynkhydra_tf.data import find_entry
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.flags import define_training_flags, make_backbone
+from dynkhydra_tf.heads import BranchHeads
+from dynkhydra_tf.parts import make_combiner, make_gater, make_plain
+from dynkhydra_tf.text import table
+
+# Of the paper's data sets; to ask tensorflow-datasets would need the network.
+NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}
 
 
 def count_flops(layer, input_shape):
@@ -38,31 +50,49 @@ def _flops(op):
     return 0
 
 
-def hydra_costs(model):
-    """Returns what a `Hydra` costs by part.
+def branched_costs(backbone, num_classes, num_branches):
+    """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
 
     Returns:
         {"flops": {"stem", "gater", "branch", "combiner"}, "parameters": {"stem", "gater", "branches",
         "combiner", "heads"}}, ints. A branch's FLOPs are those of one branch; parameters are those of
         all. The heads are not part of inference, nor of its FLOPs.
     """
-    branch = model.branches.branch(0)
-    features_shape = model.stem.compute_output_shape((None, *model.backbone.input_shape))[1:]
+    stem, features_shape = _built(backbone.stem(), backbone.input_shape)
+    gater, _ = _built(make_gater(backbone, num_branches), features_shape)
+    branch, projection_shape = _built(backbone.branch(), features_shape)
+    combiner, _ = _built(make_combiner(projection_shape[-1], num_classes), projection_shape)
+    heads = BranchHeads(num_branches, num_classes)
+    heads.build((None, projection_shape[-1]))
     return {
         "flops": {
-            "stem": count_flops(model.stem, model.backbone.input_shape),
-            "gater": count_flops(model.gater, features_shape),
+            "stem": count_flops(stem, backbone.input_shape),
+            "gater": count_flops(gater, features_shape),
             "branch": count_flops(branch, features_shape),
-            "combiner": count_flops(model.combiner, model.branches.projection_shape),
+            "combiner": count_flops(combiner, projection_shape),
         },
         "parameters": {
-            "stem": model.stem.count_params(),
-            "gater": model.gater.count_params(),
-            "branches": model.branches.count_params(),
-            "combiner": model.combiner.count_params(),
-            "heads": model.heads.count_params() if model.heads else 0,
+            "stem": stem.count_params(),
+            "gater": gater.count_params(),
+            "branches": num_branches * branch.count_params(),
+            "combiner": combiner.count_params(),
+            "heads": heads.count_params(),
         },
     }
+
+
+def _built(layer, input_shape):
+    """The layer with its weights, and its output's shape, both without the batch axis."""
+    layer.build((None, *input_shape))
+    return layer, tuple(layer.compute_output_shape((None, *input_shape))[1:])
+
+
+def hydra_costs(model):
+    """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
+    costs = branched_costs(model.backbone, model.num_classes, model.num_branches)
+    if not model.heads:
+        costs["parameters"]["heads"] = 0
+    return costs
 
 
 def inference_flops(flops, active_branches):
@@ -70,8 +100,144 @@ def inference_flops(flops, active_branches):
     return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + flops["combiner"]
 
 
+def inference_parameters(parameters):
+    """Returns the parameters of all parts but the heads."""
+    return sum(parameters.values()) - parameters["heads"]
+
+
 def plain_costs(backbone, num_classes):
     """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included."""
-    network = keras.Sequential([backbone.plain(), *classifier(num_classes)])
-    network.build((None, *backbone.input_shape))
+    network, _ = _built(make_plain(backbone, num_classes), backbone.input_shape)
     return {"flops": count_flops(network, backbone.input_shape), "parameters": network.count_params()}
+
+
+# === The command ===
+
+
+def define_flags(flag_values):
+    """Defines the flags of this command: those of training, and two more."""
+    define_training_flags(flag_values)
+    flags.DEFINE_integer(
+        "num_classes",
+        None,
+        f"M; default: the data set's, known for {', '.join(NUM_CLASSES)}.",
+        lower_bound=2,
+        flag_values=flag_values,
+    )
+    text = "d, such as 1,2,3; default: all that the paper has."
+    flags.DEFINE_list("depths", [], text, flag_values=flag_values)
+
+
+def main(options):
+    """Prints the costs of what the flags describe, at each depth."""
+    num_classes = options.num_classes or NUM_CLASSES.get(options.dataset)
+    if num_classes is None:
+        raise UserError(f"The classes of {options.dataset} are not known here; give --num_classes=M")
+    own_size = find_entry(options.dataset).image_size
+    image_size = options.image_size or own_size
+    as_paper = (num_classes, image_size) == (NUM_CLASSES.get(options.dataset), own_size)
+    results = paper.RESULTS.get((options.dataset, options.backbone), {}) if as_paper else {}
+    branched, plain = {}, {}
+    for depth in _depths(options.depths) or _paper_depths(results, options.system) or [options.depth]:
+        backbone = make_backbone(options, image_size, depth)
+        plain[depth] = plain_costs(backbone, num_classes)
+        if options.system == "hydra":
+            branched[depth] = branched_costs(backbone, num_classes, options.num_branches)
+
+    print(f"{options.backbone} on {options.dataset}: {num_classes} classes, {image_size}x{image_size} px")
+    if branched:
+        widths = f"ws={options.stem_width:g}, wb={options.branch_width:g}, wg={options.gater_width:g}"
+        print(f"nb={options.num_branches}, K={options.top_k}, {widths}")
+        print(f"\nParameters, thousands\n{table(_parameter_rows(branched, plain))}")
+        flop_rows = _flop_rows(branched, plain, options.top_k, options.num_branches)
+        print(f"\nMFLOPs for one image\n{table(flop_rows)}")
+    else:
+        print(f"\n{table(_plain_rows(plain))}")
+    if rows := _paper_rows(results, branched, plain, options.top_k):
+        print(f"\nBeside the paper; -: it does not say, or it is lost with Table 1\n{table(rows, (0, 1))}")
+
+
+def _depths(texts):
+    try:
+        depths = [int(text) for text in texts]
+    except ValueError:
+        depths = [0]
+    if not all(depth >= 1 for depth in depths):
+        raise UserError(f"--depths must be whole numbers from 1 on. Received: {','.join(texts)}")
+    return sorted(set(depths))
+
+
+def _paper_depths(results, system):
+    """The depths that the paper has of such a system; of any, where it has none or they are lost."""
+    own = {d for name, rows in results.items() if (name == paper.PLAIN) == (system == "plain") for d in rows}
+    return sorted(own or {d for rows in results.values() for d in rows})
+
+
+def _thousands(count):
+    return f"{count / 1e3:,.1f}"
+
+
+def _millions(count):
+    return f"{count / 1e6:.1f}"
+
+
+def _plain_rows(plain):
+    rows = [["d", "parameters, thousands", "MFLOPs for one image"]]
+    for depth, costs in plain.items():
+        rows.append([str(depth), _thousands(costs["parameters"]), _millions(costs["flops"])])
+    return rows
+
+
+def _parameter_rows(branched, plain):
+    rows = [["d", "stem", "gater", "branches", "combiner", "together", "+ heads in training", "plain"]]
+    for depth, costs in branched.items():
+        parts = costs["parameters"]
+        counts = [parts[name] for name in ("stem", "gater", "branches", "combiner")]
+        counts += [inference_parameters(parts), parts["heads"], plain[depth]["parameters"]]
+        rows.append([str(depth), *map(_thousands, counts)])
+    return rows
+
+
+def _flop_rows(branched, plain, top_k, num_branches):
+    lambdas = [*range(1, top_k + 1), num_branches]
+    names = [*(f"lambda {n}" for n in lambdas[:-1]), f"all {num_branches}"]
+    rows = [["d", "stem", "gater", "a branch", "combiner", *names, "plain"]]
+    for depth, costs in branched.items():
+        parts = costs["flops"]
+        counts = [*parts.values(), *(inference_flops(parts, n) for n in lambdas), plain[depth]["flops"]]
+        rows.append([str(depth), *map(_millions, counts)])
+    return rows
+
+
+def _paper_rows(results, branched, plain, top_k):
+    """A row for each system and depth of the paper that was counted; [] if there is none."""
+    rows = []
+    for depth in plain:
+        for system in (paper.PLAIN, paper.HYDRARES, paper.DYNK_HYDRA):
+            row = results.get(system, {}).get(depth)
+            if row is None or (system != paper.PLAIN and not branched):
+                continue
+            active = "-"
+            if system == paper.PLAIN:
+                mflops, parameters = plain[depth]["flops"] / 1e6, plain[depth]["parameters"] / 1e6
+            else:
+                active = f"{row.active_branches or top_k:.2f}"
+                mflops = inference_flops(branched[depth]["flops"], float(active)) / 1e6
+                parameters = branched[depth]["parameters"]
+                heads = parameters["heads"] if system == paper.DYNK_HYDRA else 0
+                parameters = (inference_parameters(parameters) + heads) / 1e6
+            compared = [f"{mflops:.1f}", *_beside(mflops, row.mflops, ".0f")]
+            compared += [f"{parameters:.2f}", *_beside(parameters, row.parameters, ".2f")]
+            rows.append([str(depth), system, active, *compared])
+    header = ["d", "system", "lambda", "MFLOPs", "paper", "ours", "M parameters", "paper", "ours"]
+    return [header, *rows] if rows else []
+
+
+def _beside(ours, papers, form):
+    if papers is None:
+        return ["-", "-"]
+    return [f"{papers:{form}}", f"{round(ours / papers - 1, 3) + 0.0:+.1%}"]  # + 0.0: no -0.0 %
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -2,7 +2,8 @@
 
     python -m dynkhydra_tf.evaluation --run_dir=runs/digits --tau=0,0.02,0.05,0.08,0.1,0.2
 
-Writes evaluation.json, tau.csv, tau.png and branches.png into RUN_DIR/evaluation, or --output_dir.
+Writes evaluation.json, tau.csv, tau.png and branches.png into RUN_DIR/evaluation, or --output_dir; of a
+plain network, which has no gate, only the first of them.
 Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
 """
 
@@ -18,14 +19,16 @@ from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.analysis import figures
-from dynkhydra_tf.costs import hydra_costs, inference_flops
+from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import replacing, write_json
-from dynkhydra_tf.flags import read_flags
+from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import clusters_of
+from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.text import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +114,16 @@ def evaluate(model, batches, taus=()):
         `Evaluation`, its taus sorted, each once.
     """
     taus = sorted({model.tau, *map(float, taus)})
-    top5 = min(5, model.num_classes)
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
         forward = model.forward(images, taus[0])
-        top1_hits, top5_hits, selections = [], [], []
+        hits, selections = [], []
         for tau in taus:
             selected = select_branches(forward.gate, model.top_k, tau)
-            logits = model.classify(forward.routes, forward.gate, selected)
-            # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
-            ranked = tf.math.top_k(logits, top5).indices == labels[:, tf.newaxis]  # (B, 5)
-            top1_hits.append(ranked[:, 0])
-            top5_hits.append(tf.reduce_any(ranked, axis=1))
+            hits.append(_hits(model.classify(forward.routes, forward.gate, selected), labels))
             selections.append(selected)
+        top1_hits, top5_hits = zip(*hits, strict=True)
         selections = tf.cast(tf.stack(selections), tf.int32)  # (T, B, N)
         return (
             tf.stack(top1_hits),
@@ -152,19 +151,27 @@ def evaluate(model, batches, taus=()):
     )
 
 
-def table(rows, text_columns=(0,)):
-    """Returns rows (lists of str, the first one the header) as text, all but the text columns flush right."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [column not in text_columns for column in range(len(columns))]
+def evaluate_plain(model, batches):
+    """Evaluates a `Plain` on batches as in `evaluate`.
 
-    def line(row):
-        cells = zip(row, widths, right, strict=True)
-        return "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in cells
-        ).rstrip()
+    Returns:
+        {"top1", "top5"}, in 0..1.
+    """
 
-    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+    @tf.function(reduce_retracing=True)
+    def step(images, labels):
+        return tf.stack(_hits(model(images)["logits"], labels))
+
+    hits = [step(images, tf.cast(labels, tf.int32)).numpy() for images, labels in batches]
+    top1, top5 = np.concatenate(hits, axis=1).mean(axis=1)
+    return {"top1": float(top1), "top5": float(top5)}
+
+
+def _hits(logits, labels):
+    """Whether the class was first, and among the first min(5, M): two (B,) bool."""
+    # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
+    ranked = tf.math.top_k(logits, min(5, logits.shape[-1])).indices == labels[:, tf.newaxis]  # (B, 5)
+    return ranked[:, 0], tf.reduce_any(ranked, axis=1)
 
 
 def tau_text(tau_rows):
@@ -194,7 +201,9 @@ def define_flags(flag_values):
     define(flags.DEFINE_string, "run_dir", None, "The run to evaluate: its model.keras on its data set.")
     define(flags.DEFINE_string, "model", None, "A .keras file; default RUN_DIR/model.keras.")
     define(flags.DEFINE_string, "dataset", None, "The data set; default: the run's.")
-    define(flags.DEFINE_string, "data_dir", None, "Where prepared tfds data sets lie; default: the run's.")
+    define(
+        flags.DEFINE_string, "data_dir", None, "Where the data set lies, as in train.py; default: the run's."
+    )
     define(
         flags.DEFINE_float,
         "validation_fraction",
@@ -229,17 +238,18 @@ def main(options):
     if not path.is_file():
         raise UserError(f"{path} is not there; a run has one after its last epoch")
 
-    def given(name, default):
-        value = getattr(options, name)
-        return value if value is not None else getattr(trained_with, name, default)
-
-    data = load_data(given("dataset", None), given("data_dir", None), given("validation_fraction", 0.0))
+    given = {name: getattr(options, name) for name in ("data_dir", "validation_fraction")}
+    given = {"name": options.dataset, **given}
+    settings = data_settings(trained_with) if trained_with else {}
+    data = load_data(**settings | {name: value for name, value in given.items() if value is not None})
     try:
         model = keras.saving.load_model(path)
     except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
         raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
-    if not isinstance(model, Hydra):
-        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra can be evaluated")
+    if not isinstance(model, (Hydra, Plain)):
+        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra or a Plain can be evaluated")
+    if isinstance(model, Plain) and taus:
+        raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
     takes, has = (model.num_classes, model.backbone.input_shape[0]), (data.num_classes, data.image_size)
     if takes != has:
         raise UserError(
@@ -247,14 +257,34 @@ def main(options):
             f"{has[1]} px; give the data set that it was trained on"
         )
 
-    # === Evaluate ===
-    evaluation = evaluate(model, evaluation_batches(data, options.split, options.batch_size), taus)
-    costs = hydra_costs(model)
-    results = {"model": str(path), "dataset": data.name, "split": options.split}
-    results |= {**evaluation.at(model.tau), "tau_table": evaluation.tau_table(costs["flops"])}
+    # === Evaluate, print, write ===
+    batches = evaluation_batches(data, options.split, options.batch_size)
+    output = pathlib.Path(options.output_dir or run_dir / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    tau = "" if isinstance(model, Plain) else f", tau={model.tau:g}"
+    print(f"{path} on {data.sizes[options.split]} images of {data.name}/{options.split}{tau}")
+    if isinstance(model, Plain):
+        results, written = _plain_results(model, batches), []
+    else:
+        results, written = _hydra_results(model, batches, taus, data.class_names, output)
+    results = {"model": str(path), "dataset": data.name, "split": options.split, **results}
+    write_json(output / "evaluation.json", results)
+    print(f"\nWritten to {output}: {', '.join(['evaluation.json', *written])}")
 
-    # === Print ===
-    print(f"{path} on {len(evaluation.labels)} images of {data.name}/{options.split}, tau={model.tau:g}")
+
+def _plain_results(model, batches):
+    """Evaluates and prints; returns the results."""
+    results = evaluate_plain(model, batches) | plain_costs(model.backbone, model.num_classes)
+    print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}")
+    print(f"{results['flops'] / 1e6:.1f} MFLOPs an image, {results['parameters'] / 1e6:.2f} M parameters")
+    return results
+
+
+def _hydra_results(model, batches, taus, class_names, output):
+    """Evaluates, prints and draws into `output`; returns the results and the names of the files."""
+    evaluation = evaluate(model, batches, taus)
+    results = evaluation.at(model.tau)
+    results["tau_table"] = evaluation.tau_table(hydra_costs(model)["flops"])
     print(
         f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, gater {results['gater_accuracy']:.2%}, "
         f"lambda {results['active_branches']:.2f}\n"
@@ -263,7 +293,7 @@ def main(options):
     print(
         table([["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]) + "\n"
     )
-    clusters = clusters_of(data.class_names, model.cluster_of_class)
+    clusters = clusters_of(class_names, model.cluster_of_class)
     rows = [["branch", "used by", "top-1", "of its classes"]]
     for branch, use, accuracy, names in zip(
         range(model.num_branches), results["branch_use"], results["cluster_accuracy"], clusters, strict=True
@@ -272,18 +302,13 @@ def main(options):
         rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
     print(table(rows, text_columns=(0, 3)) + "\n")
     print(tau_text(results["tau_table"]))
-
-    # === Write ===
-    output = pathlib.Path(options.output_dir or run_dir / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "evaluation.json", results)
     with replacing(output / "tau.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=results["tau_table"][0])
         writer.writeheader()
         writer.writerows(results["tau_table"])
     figures.save_tau_curve(results["tau_table"], model.tau, output / "tau.png")
     figures.save_branch_use(results, clusters, output / "branches.png")
-    print(f"\nWritten to {output}: evaluation.json, tau.csv, tau.png, branches.png")
+    return results, ["tau.csv", "tau.png", "branches.png"]
 
 
 if __name__ == "__main__":

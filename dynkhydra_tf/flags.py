@@ -5,19 +5,22 @@ back with `read_flags`.
 """
 
 import math
+import os
+import re
 
 from absl import flags
 
 from dynkhydra_tf.backbones import BACKBONES
-from dynkhydra_tf.data import DATASETS
+from dynkhydra_tf.data import CACHES, DATASETS, FITS, find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.gating import COMBINATIONS
 from dynkhydra_tf.partition import STRATEGIES
 from dynkhydra_tf.routing import ROUTINGS
 
+SYSTEMS = ("hydra", "plain")
 SCHEDULES = ("piecewise", "cosine")
-# Flags that say where things are; a run may be continued with others.
-PLACES = ("data_dir", "run_dir", "cache_dir")
+# Flags that say where things are and that change no result; a run may be continued with others.
+PLACES = ("data_dir", "run_dir", "cache_dir", "cache")
 
 
 def define_training_flags(flag_values):
@@ -30,8 +33,57 @@ def define_training_flags(flag_values):
     choice, switch, several = flags.DEFINE_enum, flags.DEFINE_bool, flags.DEFINE_list
 
     # === Data ===
-    define(choice, "dataset", "cifar100", "The data set.", enum_values=sorted(DATASETS))
-    define(text, "data_dir", None, "Where prepared tfds data sets lie; default ~/tensorflow_datasets.")
+    define(
+        text,
+        "dataset",
+        "cifar100",
+        f"The data set: {', '.join(sorted(DATASETS))}, or tfds:NAME for another one of tensorflow-datasets. "
+        "folder is --data_dir with DIR/CLASS/image, or DIR/train/CLASS/image and the same under test or val.",
+    )
+    define(
+        text,
+        "data_dir",
+        None,
+        "Where prepared tfds data sets lie, default ~/tensorflow_datasets; for --dataset=folder the folder.",
+    )
+    define(
+        whole,
+        "image_size",
+        None,
+        "Side of the network's input in pixels; default: the data set's, 32, cub200 224. resnet and densenet "
+        "are made for 32, ressep for 224.",
+        lower_bound=8,
+    )
+    define(
+        choice,
+        "fit",
+        None,
+        "How a picture becomes square: pad adds black bars, crop keeps the middle, stretch squeezes. "
+        "Default: the data set's. The paper: pad for Food-101, crop for CUB-200; folder and tfds:NAME: pad.",
+        enum_values=FITS,
+    )
+    define(
+        number,
+        "test_fraction",
+        0.2,
+        "Share of each class drawn for testing, always the same, in a folder or tfds data set without a test "
+        "split.",
+    )
+    define(
+        whole,
+        "max_bad_images",
+        0,
+        "Leave out at most so many files of a folder that are no images; where there are more, stop.",
+        lower_bound=0,
+    )
+    define(
+        choice,
+        "cache",
+        "auto",
+        "memory holds the decoded images, none reads and decodes them in each epoch, auto holds them up to "
+        "1 GiB. The training is the same.",
+        enum_values=CACHES,
+    )
     define(
         number,
         "validation_fraction",
@@ -77,13 +129,30 @@ def define_training_flags(flag_values):
         "Embed only the first so many images of each class; 0 for all, as the paper does.",
         lower_bound=0,
     )
-    define(text, "cache_dir", None, "Where class means are kept; default ~/.cache/dynkhydra_tf.")
+    define(
+        text,
+        "cache_dir",
+        None,
+        "Where class means and the check of a folder's files are kept; default ~/.cache/dynkhydra_tf.",
+    )
 
     # === Model ===
     define(
-        choice, "backbone", "resnet", "The architecture that is cut in two.", enum_values=sorted(BACKBONES)
+        choice,
+        "system",
+        "hydra",
+        "hydra: stem, gater and branches. plain: the backbone's plain network, the baseline; the flags of "
+        "partition, widths, branches, gate and their losses do not count.",
+        enum_values=SYSTEMS,
     )
-    define(whole, "depth", 1, "d, blocks per stage. The paper: 1 to 7 and 9.", lower_bound=1)
+    define(
+        choice,
+        "backbone",
+        "resnet",
+        "The architecture that is cut in two. The paper: resnet and densenet for 32x32, ressep for 224x224.",
+        enum_values=sorted(BACKBONES),
+    )
+    define(whole, "depth", 1, "d, blocks per stage. The paper: 1 to 7 and 9; densenet 1 to 4.", lower_bound=1)
     define(number, "stem_width", 1.0, "ws, channel multiplier of the stem. The paper: 1; CUB-200 0.5.")
     define(number, "branch_width", 1.0, "wb, of the branches. The paper: 1; CUB-200 0.125.")
     define(number, "gater_width", 1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.")
@@ -155,7 +224,7 @@ def define_training_flags(flag_values):
     )
 
     # === The run ===
-    define(text, "run_dir", None, "Where everything is written; default runs/DATASET.")
+    define(text, "run_dir", None, "Where everything is written; default runs/DATASET, or runs/FOLDER.")
     define(switch, "overwrite", False, "Start anew where the run directory holds a run.")
 
     _validate(flag_values)
@@ -165,6 +234,8 @@ def _validate(flag_values):
     def check(names, test, message):
         flags.register_multi_flags_validator(names, lambda v: test(*v.values()), message, flag_values)
 
+    check(["dataset"], _is_dataset, f"dataset must be one of {', '.join(sorted(DATASETS))}, or tfds:NAME")
+    check(["test_fraction"], lambda share: 0 < share < 1, "test_fraction must be above 0 and below 1")
     check(["tau"], lambda tau: 0 <= tau < 1, "tau must be in [0, 1)")
     check(["train_tau"], lambda tau: tau is None or 0 <= tau < 1, "train_tau must be in [0, 1)")
     check(["top_k", "num_branches"], lambda k, nb: k <= nb, "top_k must be at most num_branches")
@@ -186,6 +257,14 @@ def _validate(flag_values):
     )
 
 
+def _is_dataset(name):
+    try:
+        find_entry(name)
+    except UserError:
+        return False
+    return True
+
+
 def _drops(texts):
     try:
         drops = [(int(epoch), float(factor)) for epoch, factor in (text.split(":") for text in texts)]
@@ -194,6 +273,32 @@ def _drops(texts):
     epochs = [epoch for epoch, _ in drops]
     rising = epochs == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
     return drops if rising and all(0 < factor < math.inf for _, factor in drops) else None
+
+
+def default_run_dir(flag_values):
+    """Returns runs/DATASET, or for an image folder runs/NAME with the folder's own name."""
+    name = flag_values.dataset
+    if name == "folder" and flag_values.data_dir:
+        name = os.path.basename(os.path.abspath(os.path.expanduser(flag_values.data_dir)))
+    return os.path.join("runs", re.sub(r"[^\w.-]+", "_", name))
+
+
+def data_settings(flag_values):
+    """Returns the arguments of `load_data` that the flags name, as a dict."""
+    names = ("data_dir", "validation_fraction", "image_size", "fit", "test_fraction", "max_bad_images")
+    names += ("cache", "cache_dir")
+    return {"name": flag_values.dataset, **{name: flag_values[name].value for name in names}}
+
+
+def make_backbone(flag_values, image_size, depth=None):
+    """Returns the backbone of the flags for images of `image_size` px; `depth` in place of --depth."""
+    return BACKBONES[flag_values.backbone](
+        depth=depth or flag_values.depth,
+        stem_width=flag_values.stem_width,
+        branch_width=flag_values.branch_width,
+        gater_width=flag_values.gater_width,
+        image_size=image_size,
+    )
 
 
 def learning_rate_drops(flag_values):

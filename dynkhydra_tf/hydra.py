@@ -9,13 +9,10 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
-from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 from dynkhydra_tf.gating import COMBINATIONS, combination_weights, select_branches
 from dynkhydra_tf.heads import BranchHeads
+from dynkhydra_tf.parts import check_settings, make_combiner, make_gater, make_normalizer, unpack_batch
 from dynkhydra_tf.routing import ROUTINGS, Branches, Routes, combine
-
-# Not mixed_float16: it would need a scaled loss, and bfloat16 does without.
-PART_DTYPES = ("float32", "mixed_bfloat16")
 
 
 class Forward(NamedTuple):
@@ -126,39 +123,23 @@ class Hydra(keras.Model):
                 "ensemble_weight, gater_weight and branch_weight must be at least 0. "
                 f"Received: {self.loss_weights}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
-            raise ValueError(
-                "mean and std must be three numbers each, std above 0. "
-                f"Received: mean={self.mean}, std={self.std}"
-            )
-        if self.part_dtype not in PART_DTYPES:
-            raise ValueError(
-                f"part_dtype must be one of {PART_DTYPES}. Received: part_dtype={self.part_dtype!r}"
-            )
+        check_settings(self.mean, self.std, self.part_dtype)
 
     def _make_parts(self):
         # === Parts, each built here: the model is ready to call, to save and to count ===
         dtype = self.part_dtype
-        scale = [1 / std for std in self.std]
-        offset = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        self.normalize = keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")
+        self.normalize = make_normalizer(self.mean, self.std)
         self.stem = self.backbone.stem(dtype)
         self.stem.build((None, *self.backbone.input_shape))
         features_shape = self.stem.compute_output_shape((None, *self.backbone.input_shape))
-        self.gater = keras.Sequential(
-            [self.backbone.gater_trunk(dtype), *classifier(self.num_branches)], name="gater"
-        )
+        self.gater = make_gater(self.backbone, self.num_branches, dtype)
         self.gater.build(features_shape)
         self.branches = Branches(
             lambda: self.backbone.branch(dtype), self.num_branches, self.routing, name="branches"
         )
         self.branches.build(features_shape)
         projection_shape = self.branches.projection_shape
-        # The combiner's kernel is 1x1: the paper's FLOPs (Table 3) fit that.
-        self.combiner = keras.Sequential(
-            [ConvBN(projection_shape[-1], 1, dtype=dtype, name="conv"), *classifier(self.num_classes)],
-            name="combiner",
-        )
+        self.combiner = make_combiner(projection_shape[-1], self.num_classes, dtype)
         self.combiner.build((None, *projection_shape))
         self.heads = None
         if self.loss_weights[2] > 0:
@@ -240,7 +221,7 @@ class Hydra(keras.Model):
 
     def train_step(self, data):
         """One step on a batch (images, labels): the three losses, their gradients, the update."""
-        images, labels = _unpack(data)
+        images, labels = unpack_batch(data)
         with tf.GradientTape() as tape:
             loss, forward = self.losses_of(images, labels, training=True)
             scaled = self.optimizer.scale_loss(loss.total)
@@ -250,7 +231,7 @@ class Hydra(keras.Model):
 
     def test_step(self, data):
         """The same losses and metrics without an update, at `tau`."""
-        images, labels = _unpack(data)
+        images, labels = unpack_batch(data)
         return self._update_metrics(labels, *self.losses_of(images, labels, training=False))
 
     def _update_metrics(self, labels, loss, forward):
@@ -316,12 +297,3 @@ def _checked_tau(tau, name):
     if not 0 <= tau < 1:
         raise ValueError(f"{name} must be in [0, 1). Received: {name}={tau}")
     return float(tau)
-
-
-def _unpack(data):
-    images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weight is not None:
-        raise ValueError(
-            "Hydra does not take sample_weight or class_weight. Received: one of the two; leave it out"
-        )
-    return images, tf.reshape(labels, [-1])

@@ -1,7 +1,7 @@
 """A run directory: its files, its checkpoints, its metrics, and how to go on from them.
 
     flags.cfg        the run's flags; a flagfile that runs again as it is
-    partition.json   the class partition
+    partition.json   the class partition; a plain network has none, nor branches.png
     checkpoints/     step-NNNNNNNN.keras: the last two, and that of the best epoch
     metrics.csv      a row for each finished epoch
     logs/            TensorBoard
@@ -74,12 +74,13 @@ class RunDirectory:
         return run
 
     def start(self, flagfile_text, partition):
-        """Empties the directory and makes it a run: its partition and, last, its flags."""
+        """Empties the directory and makes it a run: its partition (None for none) and, last, its flags."""
         self.flags.unlink(missing_ok=True)
         for entry in self.path.iterdir() if self.path.exists() else ():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.checkpoints.mkdir(parents=True)
-        partition.save(self.partition)
+        if partition:
+            partition.save(self.partition)
         with replacing(self.flags) as temporary:
             temporary.write_text(flagfile_text, encoding="utf-8")
 

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.costs import hydra_costs, inference_flops
-from dynkhydra_tf.evaluation import Evaluation, define_flags, evaluate, main, table
+from dynkhydra_tf.evaluation import Evaluation, define_flags, evaluate, evaluate_plain, main
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
 
 
 @pytest.fixture
@@ -77,14 +78,19 @@ def test_a_model_that_cannot_tell_is_not_right(make_hydra, batch):
     assert evaluation.at(model.tau)["top5"] == pytest.approx(5 / 6)
 
 
-def test_table_aligns():
-    rows = [["name", "use", "classes"], ["a", "9%", "cat, dog"], ["long", "10%", "cow"]]
-    assert table(rows, text_columns=(0, 2)).splitlines() == [
-        "name  use  classes",
-        "----  ---  --------",
-        "a      9%  cat, dog",
-        "long  10%  cow",
-    ]
+class Guesses(keras.Model):
+    """Says what it is shown: the logits of an image are its first row's first numbers."""
+
+    def call(self, images):
+        return {"logits": images[:, 0, :, 0]}
+
+
+def test_a_plain_network_is_evaluated_by_hand():
+    # Seven classes: right; third; last; all equal, where the first five are taken.
+    logits = np.float32([[9, 1, 2, 3, 4, 5, 6], [9, 8, 7, 1, 2, 3, 4], [6, 5, 4, 3, 2, 1, 0], [0] * 7])
+    images, labels = logits[:, None, :, None], np.array([0, 2, 6, 4])
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(3)
+    assert evaluate_plain(Guesses(), batches) == {"top1": 0.25, "top5": 0.75}
 
 
 @pytest.fixture
@@ -108,6 +114,22 @@ def test_command_on_a_keras_file(command, tmp_path, capsys):
     assert lines[0] == "tau,active_branches,top1,top5,flops" and len(lines) == 4
     for name in ("tau.png", "branches.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_on_a_plain_network(command, tmp_path, capsys):
+    model = Plain(ResNet(1), 10)
+    model.save(tmp_path / "m.keras")
+    options = [f"--model={tmp_path}/m.keras", "--dataset=digits", f"--output_dir={tmp_path}/out"]
+    assert command(*options) is None
+    printed = capsys.readouterr().out
+    # d=1, ten classes: 17,399,808 up to the cut, 7,077,888 after it, 2 * 64 * 10 to classify.
+    assert "24.5 MFLOPs an image, 0.08 M parameters" in printed and "tau" not in printed
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert results["flops"] == 17_399_808 + 7_077_888 + 1_280
+    assert f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}" in printed
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    assert command(*options, "--tau=0.1") == 2
+    assert "holds a plain network, which has no gate: leave --tau out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

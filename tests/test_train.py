@@ -11,9 +11,13 @@ import time
 import keras
 import pytest
 
+import export
 import train
+from dynkhydra_tf import evaluation
+from dynkhydra_tf.costs import plain_costs
 from dynkhydra_tf.flags import define_training_flags
 from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.plain import Plain
 from tests.conftest import ROOT
 
 SMALL = (
@@ -93,6 +97,37 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     assert command("--epochs=1", "--warmup_epochs=0", "--tau=0.2") == 2
     assert "--tau=0.2 (the run's: 0.08)" in capsys.readouterr().err
     assert (run / "flags.cfg").read_text() == before
+
+
+def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert command("--system=plain", "--epochs=2") is None
+    printed = capsys.readouterr().out
+    assert "digits, 599 test images: top-1" in printed and "plain resnet, d=1" in printed
+    assert "gater" not in printed and "branches" not in printed.split("per image")[1].split("\n", 1)[1]
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"top1", "top5", "best_epoch", "seconds_per_epoch", "epochs", "seed", "versions"} <= set(summary)
+    model = keras.models.load_model(run / "model.keras")
+    assert isinstance(model, Plain)
+    assert summary["flops"] == {"total": plain_costs(model.backbone, 10)["flops"]}
+    assert summary["parameters"] == {"total": model.count_params()}
+    assert (run / "learning_curves.png").exists()
+    assert not (run / "partition.json").exists() and not (run / "branches.png").exists()
+
+    # Run again it trains no more; with other flags it is not its run.
+    assert command("--system=plain", "--epochs=2") is None
+    assert printed.splitlines()[-5:] == capsys.readouterr().out.splitlines()[-5:]
+    assert len(rows_of(run)) == 2
+    assert command("--epochs=2") == 2
+    assert "--system=hydra (the run's: plain)" in capsys.readouterr().err
+
+    # The other commands know it.
+    assert run_command(evaluation.main, evaluation.define_flags, f"--run_dir={run}") is None
+    assert f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}" in capsys.readouterr().out
+    served = f"--export_dir={tmp_path}/served"
+    assert run_command(export.main, export.define_flags, f"--run_dir={run}", served) == 2
+    assert "holds a plain network, and this command exports a Hydra" in capsys.readouterr().err
+    assert not (tmp_path / "served").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,16 @@
+"""Text that commands print."""
+
+
+def table(rows, text_columns=(0,)):
+    """Returns rows (lists of str, the first one the header) as text, all but the text columns flush right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [column not in text_columns for column in range(len(columns))]
+
+    def line(row):
+        cells = zip(row, widths, right, strict=True)
+        return "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in cells
+        ).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
