@@ -1,4 +1,4 @@
-"""Text that commands print."""
+"""Tables as text: for a terminal, and as Markdown."""
 
 
 def table(rows, text_columns=(0,)):
@@ -14,3 +14,10 @@ def table(rows, text_columns=(0,)):
         ).rstrip()
 
     return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def markdown_table(rows, text_columns=(0,)):
+    """Returns rows (lists of str, the first one the header) as Markdown; numbers flush right."""
+    rule = ["---" if column in text_columns else "---:" for column in range(len(rows[0]))]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
