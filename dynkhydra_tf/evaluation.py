@@ -2,8 +2,8 @@
 
     python -m dynkhydra_tf.evaluation --run_dir=runs/digits --tau=0,0.02,0.05,0.08,0.1,0.2
 
-Writes evaluation.json, tau.csv, tau.png and branches.png into RUN_DIR/evaluation, or --output_dir; of a
-plain network, which has no gate, only the first of them.
+Writes evaluation.json, tau.csv, tau.png, branches.png and confusion.png into RUN_DIR/evaluation, or
+--output_dir; of a plain network, which has no gate, only the first of them.
 Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
 """
 
@@ -37,21 +37,22 @@ class Evaluation:
 
     Attributes:
         taus: (T,) float, ascending.
-        top1, top5: (T, n) bool, whether the class was first, or among the first min(5, M).
+        predicted: (T, n) int, the first class.
+        top5: (T, n) bool, whether the class was among the first min(5, M).
         active: (T, n) int, branches used, lambda of one image.
         labels: (n,) int.
         gate_choice: (n,) int, the branch of largest gate probability.
-        used: (T, N) int, images that used each branch.
+        used_in: (T, N, N) int, images of each cluster (second axis) that used each branch (third).
         cluster_of_class: (M,) int.
     """
 
     taus: np.ndarray
-    top1: np.ndarray
+    predicted: np.ndarray
     top5: np.ndarray
     active: np.ndarray
     labels: np.ndarray
     gate_choice: np.ndarray
-    used: np.ndarray
+    used_in: np.ndarray
     cluster_of_class: np.ndarray
 
     @property
@@ -59,13 +60,23 @@ class Evaluation:
         """(n,) int, the branch whose partition holds each image's class."""
         return self.cluster_of_class[self.labels]
 
+    @property
+    def top1(self):
+        """(T, n) bool, whether the class was first."""
+        return self.predicted == self.labels
+
+    @property
+    def used(self):
+        """(T, N) int, images that used each branch."""
+        return self.used_in.sum(axis=1)
+
     def at(self, tau):
         """Returns the results at one of `taus` as a dict of plain numbers and lists.
 
         Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
         images_by_active_branches (index 0: one branch), branch_use (share of the images that used
         each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
-        the split has none).
+        the split has none), confusion (see `confusion_at`).
         """
         t = int(np.flatnonzero(self.taus == tau)[0])
         clusters = range(self.used.shape[1])
@@ -79,6 +90,34 @@ class Evaluation:
             "images_by_active_branches": np.bincount(self.active[t])[1:].tolist(),
             "branch_use": (self.used[t] / len(self.labels)).tolist(),
             "cluster_accuracy": [float(hits.mean()) if hits.size else None for hits in of_cluster],
+            "confusion": self.confusion_at(tau),
+        }
+
+    def confusion_at(self, tau):
+        """Returns what became of the images of each cluster, at one of `taus`.
+
+        Returns:
+            dict of N lists, one for each cluster, None where the split has none of its images, else N
+            shares of its images, in 0..1. "gate": those for which the gate's first choice is branch j;
+            "predicted": whose predicted class lies in cluster j; "branches": that used branch j (the sum
+            is lambda).
+        """
+        t = int(np.flatnonzero(self.taus == tau)[0])
+        clusters = self.used_in.shape[1]
+        images = np.bincount(self.own_branch, minlength=clusters)
+
+        def counts(chosen):
+            pairs = self.own_branch * clusters + chosen
+            return np.bincount(pairs, minlength=clusters**2).reshape(clusters, clusters)
+
+        def shares(table):
+            rows = zip(table, images, strict=True)
+            return [(row / count).tolist() if count else None for row, count in rows]
+
+        return {
+            "gate": shares(counts(self.gate_choice)),
+            "predicted": shares(counts(self.cluster_of_class[self.predicted[t]])),
+            "branches": shares(self.used_in[t]),
         }
 
     def tau_table(self, flops):
@@ -118,19 +157,20 @@ def evaluate(model, batches, taus=()):
     @tf.function(reduce_retracing=True)
     def step(images, labels):
         forward = model.forward(images, taus[0])
-        hits, selections = [], []
+        own_branch = tf.one_hot(tf.gather(model.cluster_of_class, labels), model.num_branches)  # (B, N)
+        ranks, selections = [], []
         for tau in taus:
             selected = select_branches(forward.gate, model.top_k, tau)
-            hits.append(_hits(model.classify(forward.routes, forward.gate, selected), labels))
+            ranks.append(_ranked(model.classify(forward.routes, forward.gate, selected), labels))
             selections.append(selected)
-        top1_hits, top5_hits = zip(*hits, strict=True)
-        selections = tf.cast(tf.stack(selections), tf.int32)  # (T, B, N)
+        predicted, top5 = zip(*ranks, strict=True)
+        selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)
         return (
-            tf.stack(top1_hits),
-            tf.stack(top5_hits),
-            tf.reduce_sum(selections, axis=2),
+            tf.stack(predicted),
+            tf.stack(top5),
+            tf.cast(tf.reduce_sum(selections, axis=2), tf.int32),
             tf.argmax(forward.gate, axis=1),
-            tf.reduce_sum(selections, axis=1),
+            tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
         )
 
     results = []
@@ -138,15 +178,15 @@ def evaluate(model, batches, taus=()):
         results.append(
             (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
         )
-    labels, top1_hits, top5_hits, active, gate_choice, used = zip(*results, strict=True)
+    labels, predicted, top5, active, gate_choice, used_in = zip(*results, strict=True)
     return Evaluation(
         taus=np.array(taus),
-        top1=np.concatenate(top1_hits, axis=1),
-        top5=np.concatenate(top5_hits, axis=1),
+        predicted=np.concatenate(predicted, axis=1),
+        top5=np.concatenate(top5, axis=1),
         active=np.concatenate(active, axis=1),
         labels=np.concatenate(labels),
         gate_choice=np.concatenate(gate_choice),
-        used=np.sum(used, axis=0),
+        used_in=np.sum(used_in, axis=0),
         cluster_of_class=np.array(model.cluster_of_class),
     )
 
@@ -160,18 +200,19 @@ def evaluate_plain(model, batches):
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
-        return tf.stack(_hits(model(images)["logits"], labels))
+        predicted, top5 = _ranked(model(images)["logits"], labels)
+        return tf.stack([predicted == labels, top5])
 
     hits = [step(images, tf.cast(labels, tf.int32)).numpy() for images, labels in batches]
     top1, top5 = np.concatenate(hits, axis=1).mean(axis=1)
     return {"top1": float(top1), "top5": float(top5)}
 
 
-def _hits(logits, labels):
-    """Whether the class was first, and among the first min(5, M): two (B,) bool."""
+def _ranked(logits, labels):
+    """The first class (B,) int, and whether the image's is among the first min(5, M): (B,) bool."""
     # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
-    ranked = tf.math.top_k(logits, min(5, logits.shape[-1])).indices == labels[:, tf.newaxis]  # (B, 5)
-    return ranked[:, 0], tf.reduce_any(ranked, axis=1)
+    first = tf.math.top_k(logits, min(5, logits.shape[-1])).indices  # (B, 5)
+    return first[:, 0], tf.reduce_any(first == labels[:, tf.newaxis], axis=1)
 
 
 def tau_text(tau_rows):
@@ -187,6 +228,58 @@ def tau_text(tau_rows):
         for row in tau_rows
     ]
     return table([["tau", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
+
+
+# === What commands share ===
+
+
+def load_network(path):
+    """Loads a trained network.
+
+    Args:
+        path: `pathlib.Path` of a .keras file.
+
+    Returns:
+        `Hydra` or `Plain`.
+
+    Raises:
+        UserError: no such file, no Keras model, or one of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there; a run has one after its last epoch")
+    try:
+        model = keras.saving.load_model(path)
+    except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
+        raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
+    if not isinstance(model, (Hydra, Plain)):
+        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra or a Plain can be evaluated")
+    return model
+
+
+def check_images(path, model, data):
+    """Raises UserError unless the model of a .keras file takes the images and classes of an `ImageData`."""
+    takes, has = (model.num_classes, model.backbone.input_shape[0]), (data.num_classes, data.image_size)
+    if takes != has:
+        raise UserError(
+            f"{path} takes {takes[0]} classes and images of {takes[1]} px, {data.name} has {has[0]} and "
+            f"{has[1]} px; give the data set that it was trained on"
+        )
+
+
+def read_taus(texts, flag):
+    """Returns the thresholds of a flag as floats.
+
+    Raises:
+        UserError: they are not numbers in [0, 1).
+    """
+    try:
+        taus = [float(text) for text in texts]
+    except ValueError:
+        taus = [-1.0]
+    if not all(0 <= tau < 1 for tau in taus):
+        received = ",".join(texts)
+        raise UserError(f"--{flag} must be numbers in [0, 1), separated by commas. Received: {received}")
+    return taus
 
 
 # === The command ===
@@ -216,20 +309,10 @@ def define_flags(flag_values):
     define(flags.DEFINE_string, "output_dir", None, "Where to write; default RUN_DIR/evaluation.")
 
 
-def _taus(texts):
-    try:
-        taus = [float(text) for text in texts]
-    except ValueError:
-        taus = [-1.0]
-    if not all(0 <= tau < 1 for tau in taus):
-        raise UserError(f"--tau must be numbers in [0, 1), separated by commas. Received: {','.join(texts)}")
-    return taus
-
-
 def main(options):
     """Evaluates what the flags name, prints the results and writes them."""
     # === What to evaluate ===
-    taus = _taus(options.tau)
+    taus = read_taus(options.tau, "tau")
     run_dir = options.run_dir and pathlib.Path(options.run_dir)
     trained_with = read_flags(run_dir / "flags.cfg") if run_dir else None
     path = pathlib.Path(options.model or (run_dir or pathlib.Path()) / "model.keras")
@@ -242,20 +325,10 @@ def main(options):
     given = {"name": options.dataset, **given}
     settings = data_settings(trained_with) if trained_with else {}
     data = load_data(**settings | {name: value for name, value in given.items() if value is not None})
-    try:
-        model = keras.saving.load_model(path)
-    except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
-        raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
-    if not isinstance(model, (Hydra, Plain)):
-        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra or a Plain can be evaluated")
+    model = load_network(path)
     if isinstance(model, Plain) and taus:
         raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
-    takes, has = (model.num_classes, model.backbone.input_shape[0]), (data.num_classes, data.image_size)
-    if takes != has:
-        raise UserError(
-            f"{path} takes {takes[0]} classes and images of {takes[1]} px, {data.name} has {has[0]} and "
-            f"{has[1]} px; give the data set that it was trained on"
-        )
+    check_images(path, model, data)
 
     # === Evaluate, print, write ===
     batches = evaluation_batches(data, options.split, options.batch_size)
@@ -308,7 +381,8 @@ def _hydra_results(model, batches, taus, class_names, output):
         writer.writerows(results["tau_table"])
     figures.save_tau_curve(results["tau_table"], model.tau, output / "tau.png")
     figures.save_branch_use(results, clusters, output / "branches.png")
-    return results, ["tau.csv", "tau.png", "branches.png"]
+    figures.save_confusion(results, clusters, output / "confusion.png")
+    return results, ["tau.csv", "tau.png", "branches.png", "confusion.png"]
 
 
 if __name__ == "__main__":

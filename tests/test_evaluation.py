@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -17,12 +18,12 @@ def by_hand():
     """Four images, two branches; class 0 is of branch 0, classes 1 and 2 of branch 1."""
     return Evaluation(
         taus=np.array([0.0, 0.5]),
-        top1=np.array([[1, 1, 0, 1], [1, 0, 0, 1]], bool),
+        predicted=np.array([[0, 0, 2, 2], [0, 1, 0, 2]]),
         top5=np.ones((2, 4), bool),
         active=np.array([[2, 2, 2, 2], [1, 1, 1, 2]]),
         labels=np.array([0, 0, 1, 2]),
         gate_choice=np.array([0, 1, 1, 1]),
-        used=np.array([[4, 4], [1, 4]]),
+        used_in=np.array([[[2, 2], [2, 2]], [[1, 2], [0, 2]]]),
         cluster_of_class=np.array([0, 1, 1]),
     )
 
@@ -37,8 +38,25 @@ def test_results_by_hand(by_hand):
         "images_by_active_branches": [3, 1],
         "branch_use": [0.25, 1.0],
         "cluster_accuracy": [0.5, 0.5],
+        "confusion": {
+            "gate": [[0.5, 0.5], [0.0, 1.0]],
+            "predicted": [[0.5, 0.5], [0.5, 0.5]],
+            "branches": [[0.5, 1.0], [0.0, 1.0]],
+        },
     }
     assert by_hand.at(0.0)["cluster_accuracy"] == [1.0, 0.5]
+
+
+def test_a_class_taken_for_one_of_its_own_cluster_is_not_confused(by_hand):
+    # At tau 0 the image of class 1 is taken for class 2.
+    assert by_hand.at(0.0)["top1"] == 0.75
+    assert by_hand.confusion_at(0.0)["predicted"] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_cluster_without_images_has_no_shares(by_hand):
+    few = dataclasses.replace(by_hand, labels=np.zeros(4, int), used_in=np.array([[[2, 4], [0, 0]]] * 2))
+    assert few.confusion_at(0.5)["branches"] == [[0.5, 1.0], None]
+    assert few.at(0.5)["cluster_accuracy"] == [0.5, None]
 
 
 def test_tau_table_by_hand(by_hand):
@@ -62,7 +80,12 @@ def test_one_pass_over_many_taus_is_a_pass_for_each(make_hydra, batch, combine):
         hits = np.argmax(out["logits"], axis=1) == labels
         np.testing.assert_array_equal(evaluation.top1[t], hits)
         np.testing.assert_array_equal(evaluation.active[t], np.sum(out["selected"], axis=1))
+        np.testing.assert_array_equal(evaluation.predicted[t], np.argmax(out["logits"], axis=1))
         np.testing.assert_array_equal(evaluation.used[t], np.sum(out["selected"], axis=0))
+        of_cluster_1 = np.isin(labels, (2, 3))
+        np.testing.assert_array_equal(
+            evaluation.used_in[t, 1], np.sum(out["selected"].numpy()[of_cluster_1], axis=0)
+        )
         lambdas.append(evaluation.active[t].mean())
     assert lambdas[0] == 3 and lambdas[-1] == 1 and lambdas == sorted(lambdas, reverse=True)
 
@@ -112,7 +135,8 @@ def test_command_on_a_keras_file(command, tmp_path, capsys):
     assert results["tau_table"][0]["flops"] == inference_flops(flops, 2)
     lines = (tmp_path / "out" / "tau.csv").read_text().splitlines()
     assert lines[0] == "tau,active_branches,top1,top5,flops" and len(lines) == 4
-    for name in ("tau.png", "branches.png"):
+    assert np.shape(results["confusion"]["gate"]) == (3, 3)
+    for name in ("tau.png", "branches.png", "confusion.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 

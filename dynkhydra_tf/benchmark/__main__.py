@@ -12,22 +12,20 @@ slower than in an older file by more than the spread of both.
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
 # isort: split
-import keras
 import numpy as np
-import tensorflow as tf
 import threadpoolctl
 from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.benchmark import inference, training
+from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.files import check_writable, write_json
@@ -72,7 +70,7 @@ def main(options, sections):
     older = _read(options.compare) if options.compare else None
     check_writable(options.output_dir, "output_dir")
 
-    environment = _environment(options.onednn)
+    environment = describe(options.onednn)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     limits = machine_limits()
     print(", ".join(f"{key} {value:.0f}" for key, value in limits.items()))
@@ -144,25 +142,6 @@ def machine_limits(size=2048, turns=7):
         "all threads, GFLOP/s": 2e-9 * size**3 / best(lambda: left @ right),
         "copy, GB/s": 1e-9 * megabytes.nbytes / best(megabytes.copy),
     }
-
-
-def _environment(onednn):
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "oneDNN in inference": "on" if onednn else "off",
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _processor():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _numbers(texts, name, most=None):

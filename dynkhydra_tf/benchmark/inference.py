@@ -19,17 +19,25 @@ from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.serving import edge, native
 
 
-def run_job(models, images, batch_sizes, threads, seconds):
-    """Runs `runner.py` on exports ({name: directory}) and returns its result; see there."""
+def run_job(models, images, batch_sizes, threads, seconds, requests=None):
+    """Runs `runner.py` on exports and returns its result; see there.
+
+    Args:
+        models: {name: directory, or (directory, signature)}; without one, serving_default.
+        images: (n, S, S, 3) uint8.
+        batch_sizes: list of int. threads: int. seconds: float, for each batch size.
+        requests: int, how many batches of each size; None for as many as 128 images make, 2 to 64.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
         content = {
             "native": native.__file__,
-            "models": {name: str(path) for name, path in models.items()},
+            "models": {name: _served(place) for name, place in models.items()},
             "images": images,
             "batch_sizes": batch_sizes,
             "threads": threads,
             "seconds": seconds,
+            "requests": requests,
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(
@@ -38,6 +46,11 @@ def run_job(models, images, batch_sizes, threads, seconds):
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
         return pickle.loads(result.read_bytes())
+
+
+def _served(place):
+    path, signature = place if isinstance(place, tuple) else (place, "serving_default")
+    return str(path), signature
 
 
 def summarise(times, reference):

@@ -2,8 +2,9 @@
 
     python runner.py JOB.pickle RESULT.pickle
 
-A job: {"native": path of native.py, "models": {name: directory}, "images": (n, S, S, 3), "batch_sizes": [B],
-"threads": int, "seconds": float}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
+A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
+"batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 128 images make,
+2 to 64}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
 "times_ms": {B: {name: [n requests][rounds]}}, "probabilities": {name: of the first 64 images}}.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
@@ -25,15 +26,15 @@ def rss_mb():
 def load(native, job):
     """Loads each model three times; returns the last ones, load times in ms and growth of memory in MB."""
     models, load_ms, memory_mb = {}, {name: [] for name in job["models"]}, {}
-    first = next(iter(job["models"].values()))
+    first, _ = next(iter(job["models"].values()))
     native.SavedModel(first, job["threads"]).close()  # starts TensorFlow
     for turn in range(3):
-        for name, directory in job["models"].items():
+        for name, (directory, signature) in job["models"].items():
             before, start = rss_mb(), time.perf_counter()
             model = native.SavedModel(directory, job["threads"])
             load_ms[name].append((time.perf_counter() - start) * 1e3)
             if turn == 2:
-                model.run({"images": job["images"][:1]})
+                model.run({"images": job["images"][:1]}, signature)
                 memory_mb[name], models[name] = rss_mb() - before, model
             else:
                 model.close()
@@ -42,10 +43,11 @@ def load(native, job):
 
 def times(models, job, batch_size):
     """Times in ms of each model's answers to each of some batches, round after round."""
-    count = max(2, min(64, 128 // batch_size))
+    count = job["requests"] or max(2, min(64, 128 // batch_size))
     batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
     requests = {
-        name: [model.request({"images": batch}) for batch in batches] for name, model in models.items()
+        name: [model.request({"images": batch}, job["models"][name][1]) for batch in batches]
+        for name, model in models.items()
     }
     taken = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
@@ -79,7 +81,8 @@ def main(job_path, result_path):
         "process_mb": rss_mb(),
         "times_ms": {size: times(models, job, size) for size in job["batch_sizes"]},
         "probabilities": {
-            name: model.run({"images": job["images"][:64]})["probabilities"] for name, model in models.items()
+            name: model.run({"images": job["images"][:64]}, job["models"][name][1])["probabilities"]
+            for name, model in models.items()
         },
     }
     with open(result_path, "wb") as file:

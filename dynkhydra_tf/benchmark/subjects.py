@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
-from dynkhydra_tf.backbones.blocks import ConvBN, classifier, fold
+from dynkhydra_tf.backbones.blocks import ConvBN, fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.signatures import signatures
 
@@ -73,8 +74,18 @@ def tau_for(model, batch, active):
 
 def export_hydra(model, path, tau):
     """Exports a Hydra as `export.py` does."""
-    names = [str(index) for index in range(model.num_classes)]
-    _export(signatures(InferenceGraph(model), names, "stretch", tau), path)
+    _export(_served(InferenceGraph(model), tau), path)
+
+
+def export_hydra_at(model, path, taus):
+    """Exports a Hydra once, with a signature for each tau that answers as `export.py`'s serving_default does.
+
+    Returns:
+        {tau: name of its signature}.
+    """
+    graph, names = InferenceGraph(model), {tau: f"tau_{number}" for number, tau in enumerate(taus)}
+    _export({name: _served(graph, tau)["serving_default"] for tau, name in names.items()}, path)
+    return names
 
 
 def export_static(model, path, active):
@@ -106,19 +117,32 @@ def export_masked(model, path, tau):
 
 
 def export_plain(depth, path, seed=0):
-    """Exports the plain ResNet of 6 depth + 2 layers."""
+    """Exports the plain ResNet of 6 depth + 2 layers, of random weights."""
     keras.utils.set_random_seed(seed)
-    network = keras.Sequential(
-        [
-            keras.layers.Rescaling(1 / 127.5, -1),
-            ResNet(depth).plain(),
-            *classifier(NUM_CLASSES),
-            keras.layers.Softmax(),
-        ]
-    )
-    network.build((None, 32, 32, 3))
-    fold(network)
-    _export({"serving_default": _on_images(lambda batch: {"probabilities": network(batch)})}, path)
+    export_network(Plain(ResNet(depth), NUM_CLASSES), path)
+
+
+def in_float32(model):
+    """Returns a copy of a `Plain` that computes in float32."""
+    copy = Plain.from_config({**model.get_config(), "part_dtype": "float32"})
+    copy.network.set_weights(model.network.get_weights())
+    return copy
+
+
+def export_network(model, path):
+    """Exports a `Plain`: its probabilities, in float32."""
+    folded = in_float32(model)
+    fold(folded.network)
+
+    def classify(batch):
+        return {"probabilities": tf.nn.softmax(folded(batch)["logits"])}
+
+    _export({"serving_default": _on_images(classify, model.backbone.input_shape)}, path)
+
+
+def _served(graph, tau):
+    names = [str(index) for index in range(graph.model.num_classes)]
+    return signatures(graph, names, "stretch", tau)
 
 
 def _folded(model, count):
@@ -137,8 +161,8 @@ class _Parts:
         self.model = model
 
 
-def _on_images(call):
-    spec = tf.TensorSpec((None, 32, 32, 3), tf.uint8, name="images")
+def _on_images(call, shape=(32, 32, 3)):
+    spec = tf.TensorSpec((None, *shape), tf.uint8, name="images")
     return tf.function(lambda images: call(images), input_signature=[spec], autograph=False)
 
 
