@@ -7,7 +7,6 @@ Writes evaluation.json, tau.csv, tau.png, branches.png and confusion.png into RU
 Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
 """
 
-import csv
 import dataclasses
 import pathlib
 import textwrap
@@ -22,7 +21,7 @@ from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing, write_json
+from dynkhydra_tf.files import write_csv, write_json
 from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
@@ -375,10 +374,7 @@ def _hydra_results(model, batches, taus, class_names, output):
         rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
     print(table(rows, text_columns=(0, 3)) + "\n")
     print(tau_text(results["tau_table"]))
-    with replacing(output / "tau.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=results["tau_table"][0])
-        writer.writeheader()
-        writer.writerows(results["tau_table"])
+    write_csv(output / "tau.csv", results["tau_table"])
     figures.save_tau_curve(results["tau_table"], model.tau, output / "tau.png")
     figures.save_branch_use(results, clusters, output / "branches.png")
     figures.save_confusion(results, clusters, output / "confusion.png")

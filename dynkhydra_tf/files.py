@@ -1,6 +1,7 @@
 """Writing a file so that a reader sees the old one or the new one, never half of one."""
 
 import contextlib
+import csv
 import json
 import os
 import pathlib
@@ -80,3 +81,11 @@ def write_json(path: str | os.PathLike, value) -> None:
     """Writes a value as indented JSON; replaces `path` whole or not at all."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike, rows) -> None:
+    """Writes rows (dicts of the same keys, at least one) as CSV; replaces `path` whole or not at all."""
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

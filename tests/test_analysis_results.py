@@ -1,4 +1,3 @@
-import csv
 import json
 
 import pytest
@@ -101,9 +100,3 @@ def test_unfinished_runs_are_none_and_damaged_ones_an_error(finished, tmp_path):
         results.find_runs(tmp_path)
     with pytest.raises(UserError, match="nowhere is no directory"):
         results.find_runs(tmp_path / "nowhere")
-
-
-def test_csv(tmp_path):
-    results.write_csv([{"a": 1, "b": None}, {"a": 2, "b": "x,y"}], tmp_path / "rows.csv")
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [{"a": "1", "b": ""}, {"a": "2", "b": "x,y"}]

@@ -3,7 +3,7 @@
 import pytest
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, replacing
+from dynkhydra_tf.files import check_writable, replacing, write_csv
 
 
 def test_replaces_a_file_and_makes_its_folder(tmp_path):
@@ -32,3 +32,8 @@ def test_writable_is_tried_and_leaves_nothing(tmp_path):
         UserError, match=r"Cannot write to /proc .*; give another --run_dir. Received: /proc/run"
     ):
         check_writable("/proc/run", "run_dir")
+
+
+def test_csv(tmp_path):
+    write_csv(tmp_path / "rows.csv", [{"a": 1, "b": None}, {"a": 2, "b": "x,ü"}])
+    assert (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines() == ["a,b", "1,", '2,"x,ü"']

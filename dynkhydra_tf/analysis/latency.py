@@ -10,7 +10,6 @@ network without these; both have their batch normalisation folded. Writes latenc
 latency.png into --output_dir. B is the batch axis; images are (B, S, S, 3) uint8.
 """
 
-import csv
 import json
 import os
 import pathlib
@@ -33,7 +32,7 @@ from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import check_images, evaluate, evaluate_plain, load_network, read_taus
-from dynkhydra_tf.files import check_writable, replacing, write_json
+from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.reference import TOLERANCE
@@ -284,10 +283,7 @@ def main(options, paths):
         output / "latency.json",
         {"dataset": data.name, **setting, "environment": environment, "rows": rows},
     )
-    with replacing(output / "latency.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output / "latency.csv", rows)
     figures.save_latency(
         rows, f"Accuracy over measured time: {title}\n{environment['processor']}", output / "latency.png"
     )

@@ -34,11 +34,10 @@ from dynkhydra_tf.analysis.results import (
     result_table,
     tau_rows,
     tau_table,
-    write_csv,
 )
 from dynkhydra_tf.analysis.tradeoff import save_tradeoff
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, replacing
+from dynkhydra_tf.files import check_writable, replacing, write_csv
 from dynkhydra_tf.flags import differing_flags
 from dynkhydra_tf.text import markdown_table
 from dynkhydra_tf.text import table as text_table
@@ -236,11 +235,11 @@ def write_table(key, listed, jobs, root):
     runs = [run for run in (read_run(job.path) for job in jobs) if run]
     rows = result_rows(listed, runs)
     parts = [f"## {TABLES[key].title}", _markdown(result_table(rows))]
-    write_csv(rows, root / f"table{key}.csv")
+    write_csv(root / f"table{key}.csv", rows)
     by_tau = tau_rows(listed, runs) if TABLES[key].by_tau else []
     if by_tau:
         parts.append(_markdown(tau_table(by_tau)))
-        write_csv(by_tau, root / f"table{key}_tau.csv")
+        write_csv(root / f"table{key}_tau.csv", by_tau)
     if any(row["top1"] is not None for row in rows):
         save_tradeoff(rows, root / f"table{key}.png")
     text = "\n\n".join(parts) + "\n"

@@ -4,7 +4,6 @@ A run belongs to an experiment when its flags are the experiment's, whatever its
 feature extractor. Runs of one schedule make one table: numbers of 12 and of 190 epochs never share a row.
 """
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -14,7 +13,6 @@ from absl import flags
 
 from dynkhydra_tf.analysis.paper import TAU, Row
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing
 from dynkhydra_tf.flags import PLACES, read_flags
 
 # How long and on what a network was trained; the rest of the flags says which network it is.
@@ -247,11 +245,3 @@ def _table(columns, rows):
     shown = [(head, [cell(row) for row in rows]) for head, cell in columns]
     shown = [(head, cells) for head, cells in shown if any(cell != "-" for cell in cells)]
     return [[head for head, _ in shown], *map(list, zip(*(cells for _, cells in shown), strict=True))]
-
-
-def write_csv(rows, path):
-    """Writes rows (dicts of the same keys) as CSV; replaces `path` whole or not at all."""
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
