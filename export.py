@@ -138,7 +138,7 @@ def main(options):
     # === Write ===
     fit = trained_with.fit or find_entry(trained_with.dataset).fit
     card = model_card(
-        name, model, partition, choice, hydra_costs(model), _trained(run_dir, trained_with), rows, split
+        name, model, partition, choice, hydra_costs(model), _trained(run_dir, trained_with, fit), rows, split
     )
     if options.format != "saved_model":
         edge.export_edge(
@@ -211,14 +211,14 @@ def _tau_table(model, trained_with, options, picking):
     return evaluation.tau_table(hydra_costs(model)["flops"]), split
 
 
-def _trained(run_dir, trained_with):
+def _trained(run_dir, trained_with, fit):
     try:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         summary = {}
     keys = ("top1", "top5", "gater_accuracy", "active_branches", "versions")
     settings = {key: trained_with[key].value for key in ("dataset", "epochs", "seed", "tau")}
-    return {**settings, **{key: summary.get(key) for key in keys}}
+    return {**settings, "fit": fit, **{key: summary.get(key) for key in keys}}
 
 
 def _batch_sizes(texts):

@@ -48,6 +48,8 @@ def main(flags):
     if branched and not run.continued:
         check_source(flags.partition, flags.feature_extractor, flags.feature_weights, flags.partition_file)
     data = load_data(**data_settings(flags))
+    if run.continued:
+        run.check_data(data.record)
     steps = steps_per_epoch(data, flags.batch_size)
     flip = data.flip if flags.flip is None else flags.flip
     augment = Augmentation(data.image_size, data.mean, flags.shift, flip, flags.cutout)
@@ -77,7 +79,7 @@ def main(flags):
             images_per_class=flags.feature_images_per_class or None,
         )
     if not run.continued:
-        run.start(to_flagfile(flags), partition)
+        run.start(to_flagfile(flags), partition, data.record)
 
     # === Model: a new one, or the last checkpoint's ===
     keras.utils.set_random_seed(flags.seed)

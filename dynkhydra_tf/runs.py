@@ -1,6 +1,7 @@
 """A run directory: its files, its checkpoints, its metrics, and how to go on from them.
 
     flags.cfg        the run's flags; a flagfile that runs again as it is
+    data.json        the data set's classes and sizes, and what tells a folder's images from others
     partition.json   the class partition; a plain network has none, nor branches.png
     checkpoints/     step-NNNNNNNN.keras: the last two, and that of the best epoch
     metrics.csv      a row for each finished epoch
@@ -14,6 +15,7 @@ epoch is found in metrics.csv, and every file is written beside its place and re
 """
 
 import csv
+import json
 import pathlib
 import shutil
 
@@ -22,8 +24,8 @@ import keras
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, replacing, write_json
 
-FILES = ("flags.cfg", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras", "summary.json")
-FILES += ("learning_curves.png", "branches.png", "evaluation")
+FILES = ("flags.cfg", "data.json", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras")
+FILES += ("summary.json", "learning_curves.png", "branches.png", "evaluation")
 
 
 class RunDirectory:
@@ -37,6 +39,7 @@ class RunDirectory:
         self.path = pathlib.Path(path)
         self.continued = False
         self.flags = self.path / "flags.cfg"
+        self.data = self.path / "data.json"
         self.partition = self.path / "partition.json"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.csv"
@@ -73,12 +76,44 @@ class RunDirectory:
             )
         return run
 
-    def start(self, flagfile_text, partition):
-        """Empties the directory and makes it a run: its partition (None for none) and, last, its flags."""
+    def check_data(self, record):
+        """Checks that the data are those that the run was started with.
+
+        Args:
+            record: `ImageData.record`.
+
+        Raises:
+            UserError: they are not, or the run's record of them cannot be read.
+        """
+        if not self.data.exists():  # a run of an earlier version
+            return
+        try:
+            then = json.loads(self.data.read_text(encoding="utf-8"))
+            changes = _changes(then, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.data} is no record of a run's data ({error!r}): start anew with --overwrite"
+            ) from error
+        if changes:
+            raise UserError(
+                f"{self.path} was trained on other images: {changes}. Put the run's images back, or start "
+                "anew with --overwrite or another --run_dir"
+            )
+
+    def start(self, flagfile_text, partition, record=None):
+        """Empties the directory and makes it a run.
+
+        Args:
+            flagfile_text: str, its flags; they are written last.
+            partition: `ClassPartition`; None for none.
+            record: `ImageData.record`; None: the data are not checked when the run goes on.
+        """
         self.flags.unlink(missing_ok=True)
         for entry in self.path.iterdir() if self.path.exists() else ():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.checkpoints.mkdir(parents=True)
+        if record:
+            write_json(self.data, record)
         if partition:
             partition.save(self.partition)
         with replacing(self.flags) as temporary:
@@ -171,3 +206,21 @@ class RunDirectory:
     def write_summary(self, summary):
         """Writes summary.json."""
         write_json(self.summary, summary)
+
+
+def _changes(then, now):
+    """What differs between two records of data, as text for people; "" for nothing."""
+    changes = []
+    if then["dataset"] != now["dataset"]:
+        changes.append(f"{then['dataset']} then, {now['dataset']} now")
+    gone, come = (set(a["class_names"]) - set(b["class_names"]) for a, b in ((then, now), (now, then)))
+    for word, names in (("gone", gone), ("new", come)):
+        if names:
+            named = ", ".join(map(repr, sorted(names)[:5])) + (", ..." if len(names) > 5 else "")
+            changes.append(f"{word}: {len(names)} of the classes ({named})")
+    for split, count in then["sizes"].items():
+        if count != now["sizes"].get(split):
+            changes.append(f"{count} images for {split} then, {now['sizes'].get(split)} now")
+    if not changes and then != now:
+        changes.append("as many of the same classes, with other names or other content")
+    return "; ".join(changes)

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dynkhydra_tf.data.decoding import MAX_PIXELS, claimed_size, decode_picture
 
@@ -67,6 +67,47 @@ def test_in_a_graph_it_is_the_same():
     traced = tf.function(decode_picture, input_signature=[tf.TensorSpec((), tf.string)])
     for file, _ in FILES.values():
         assert (traced(file).numpy() == decode_picture(file).numpy()).all()
+
+
+def held(orientation, byte_order="<", jfif=True):
+    """A JPEG with an EXIF note, after JFIF's segment or, as cameras write it, in its place."""
+    exif = Image.Exif()
+    exif.endian = byte_order
+    exif[0x010F] = "a camera"
+    exif[0x0112] = orientation
+    file = file_of(PICTURE, "JPEG", quality=95, subsampling=0, exif=exif.tobytes())
+    assert file[2:4] == b"\xff\xe0" and file[20:22] == b"\xff\xe1"
+    return file if jfif else file[:2] + file[20:]
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_photo_is_turned_upright(orientation):
+    files = [held(orientation), held(orientation, ">"), held(orientation, jfif=False)]
+    for file in files:
+        with Image.open(io.BytesIO(file)) as photo:
+            upright = np.asarray(ImageOps.exif_transpose(photo))
+        np.testing.assert_array_equal(decode_picture(file), upright)
+        assert upright.shape[0] == (48 if 5 <= orientation <= 8 else 32)
+
+
+def test_a_damaged_note_leaves_the_picture_as_it_is():
+    file = held(6)
+    picture = decode_picture(held(1)).numpy()
+    start = file.index(b"Exif")
+    rng = np.random.default_rng(0)
+    damaged = [file[:start] + b"exif" + file[start + 4 :]]  # no EXIF at all
+    damaged.append(file[: start + 10] + b"\xff\xff\xff\xff" + file[start + 14 :])  # a directory past the end
+    for _ in range(60):
+        content = bytearray(file)
+        place = start + int(rng.integers(6, 40))
+        content[place : place + 4] = rng.bytes(4)
+        damaged.append(bytes(content))
+    pictures = [decode_picture(content).numpy() for content in damaged]
+    for shown in pictures[:2]:
+        np.testing.assert_array_equal(shown, picture)
+    # Some of the bytes do not matter, and the picture is turned after all; with most it stays.
+    assert 0 < sum(np.array_equal(shown, picture) for shown in pictures[2:]) < 60
+    assert {shown.shape for shown in pictures} <= {(32, 48, 3), (48, 32, 3)}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "animated GIF"])

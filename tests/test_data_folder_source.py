@@ -226,6 +226,11 @@ def test_train_evaluate_and_export_a_folder(make, run_command, tmp_path, monkeyp
     assert run_command(*command, "--epochs=1", "--cache=memory") is None
     assert "going on after step 2" in capsys.readouterr().out
 
+    (root / "green" / "new.png").write_bytes((root / "green" / "1.png").read_bytes())
+    assert run_command(*command, "--epochs=1") == 2
+    assert "was trained on other images" in capsys.readouterr().err
+    (root / "green" / "new.png").unlink()
+
     assert run_command(evaluation.main, evaluation.define_flags, f"--run_dir={run}") is None
     printed = capsys.readouterr().out
     assert "on 9 images of folder/test" in printed and 'röd, "x" 猫' in printed

@@ -59,7 +59,13 @@ def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_
     assert entries(out) == ["1", "batching_parameters.txt", "models.config", "monitoring.config"]
     assert 'name: "digits"' in (out / "models.config").read_text()
     card = (out / "1" / "model_card.md").read_text()
-    for text in ("# digits", "Threshold tau: 0.3", "Measured on the validation split", "- 0: 0, 3, 6, 9"):
+    for text in (
+        "# digits",
+        "Threshold tau: 0.3",
+        "by `stretch`",
+        "Measured on the validation split",
+        "- 0: 0, 3, 6, 9",
+    ):
         assert text in card
     assert "| 0.3 (served) |" in card
 

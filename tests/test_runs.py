@@ -9,6 +9,12 @@ from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.runs import RunDirectory
 
 PARTITION = ClassPartition("toy", ("a", "b"), (0, 1), "random", None, 0)
+RECORD = {
+    "dataset": "toy",
+    "class_names": ["a", "b"],
+    "sizes": {"train": 8, "validation": 0, "test": 2},
+    "fingerprint": "1f",
+}
 
 
 def open_run(path, differences=(), overwrite=False):
@@ -18,7 +24,7 @@ def open_run(path, differences=(), overwrite=False):
 @pytest.fixture
 def run(tmp_path):
     run = open_run(tmp_path / "run")
-    run.start("--seed=0\n", PARTITION)
+    run.start("--seed=0\n", PARTITION, RECORD)
     return run
 
 
@@ -58,7 +64,7 @@ def test_overwrite_starts_anew_and_only_when_the_new_run_starts(run, model):
     again = open_run(run.path, ["--tau=0.1"], overwrite=True)
     assert not again.continued
     assert len(list(run.checkpoints.iterdir())) == 1
-    again.start("--tau=0.1\n", PARTITION)
+    again.start("--tau=0.1\n", PARTITION, RECORD)
     assert list(run.checkpoints.iterdir()) == []
 
 
@@ -77,7 +83,7 @@ def test_what_a_kill_left_of_a_start_is_no_obstacle(run):
     run.flags.unlink()
     again = open_run(run.path)
     assert not again.continued
-    again.start("--seed=1\n", PARTITION)
+    again.start("--seed=1\n", PARTITION, RECORD)
     assert open_run(run.path).continued
 
 
@@ -156,3 +162,32 @@ def test_metrics_survive_and_rows_past_the_checkpoint_go(run):
     run.drop_metrics_after(0)
     assert run.metric_rows() == []
     assert run.best_row() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sizes": {"train": 9, "validation": 0, "test": 2}}, "8 images for train then, 9 now"),
+        ({"class_names": ["a", "c"]}, "gone: 1 of the classes ('b'); new: 1 of the classes ('c')"),
+        ({"fingerprint": "2e"}, "as many of the same classes, with other names or other content"),
+        ({"dataset": "other"}, "toy then, other now"),
+    ],
+)
+def test_other_data_are_told_and_nothing_is_touched(run, change, told):
+    before = sorted(path.name for path in run.path.iterdir())
+    run.check_data(RECORD)
+    with pytest.raises(UserError) as caught:
+        run.check_data({**RECORD, **change})
+    assert str(caught.value) == (
+        f"{run.path} was trained on other images: {told}. Put the run's images back, or start anew with "
+        "--overwrite or another --run_dir"
+    )
+    assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def test_a_run_without_a_record_of_its_data_goes_on_and_a_damaged_one_is_told(run):
+    run.data.write_text("[1]")
+    with pytest.raises(UserError, match=r"data.json is no record of a run's data"):
+        run.check_data(RECORD)
+    run.data.unlink()
+    run.check_data(RECORD)

@@ -253,8 +253,8 @@ def test_export_replaces_an_older_one_whole(make_hydra, tmp_path):
 
 def test_input_note_says_what_the_device_has_to_do():
     assert edge.input_note("litert", 32, "crop") == (
-        "litert takes images (B,32,32,3) uint8, RGB, not JPEG or PNG bytes: decode on the device, "
-        "crop to the central square, resize to 32x32 (bilinear, antialiased)"
+        "litert takes images (B,32,32,3) uint8, RGB, not JPEG or PNG bytes: decode on the device, turn as "
+        "EXIF says, crop to the central square, resize to 32x32 (bilinear, antialiased)"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf import Hydra, ResNet
+from dynkhydra_tf import DenseNet, Hydra, ResNet, ResSep
 from dynkhydra_tf.data import preprocess
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import saved_model
@@ -96,6 +96,9 @@ def test_pictures_of_every_kind_are_prepared_as_in_training(trained, exported, a
     header += struct.pack("<IiiHHIIiiII", 40, 13, -21, 1, 32, 0, 0, 0, 0, 0, 0)
     bmp = header + np.concatenate([image[..., ::-1], alpha[..., 3:]], axis=-1).tobytes()
     jpeg = tf.io.encode_jpeg(image, quality=95).numpy()
+    # EXIF of one entry: orientation (0x0112), a short, 6: the camera was held on its side.
+    note = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    on_its_side = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(note) + 2) + note + jpeg[2:]
     kinds = [
         (tf.io.encode_png(image).numpy(), image),
         (tf.io.encode_png(grey).numpy(), np.repeat(grey, 3, axis=-1)),
@@ -103,6 +106,7 @@ def test_pictures_of_every_kind_are_prepared_as_in_training(trained, exported, a
         (tf.io.encode_png(alpha[..., 2:]).numpy(), np.repeat(image[..., 2:], 3, axis=-1)),
         (tf.io.encode_png(tf.cast(image, tf.uint16) * 256).numpy(), image),
         (jpeg, tf.io.decode_jpeg(jpeg, channels=3).numpy()),
+        (on_its_side, np.rot90(tf.io.decode_jpeg(jpeg, channels=3).numpy(), -1)),
         (bmp, image),
     ]
     (answer,) = answer_natively(
@@ -132,12 +136,12 @@ BAD = [
     ("with_tau", {"images": BAD_IMAGES, "tau": np.float32([0.1, 0.1])}, "a value for each image"),
     ("with_tau", {"images": BAD_IMAGES, "tau": np.float32(0.1)}, "a value for each image"),
     ("image_bytes", {"image_bytes": np.array([], object)}, "image_bytes must be"),
-    ("image_bytes", {"image_bytes": np.array([b""], object)}, "must be JPEG, PNG, GIF or BMP"),
-    ("image_bytes", {"image_bytes": np.array([b"no image"], object)}, "must be JPEG, PNG, GIF or BMP"),
+    ("image_bytes", {"image_bytes": np.array([b""], object)}, "must be JPEG, PNG, GIF, BMP or WebP"),
+    ("image_bytes", {"image_bytes": np.array([b"no image"], object)}, "must be JPEG, PNG, GIF, BMP or WebP"),
     (
         "image_bytes",
         {"image_bytes": np.array([b"RIFF\x1a\0\0\0WEBPVP8L" + b"\xff" * 20], object)},
-        "must be JPEG",
+        "must be JPEG, PNG, GIF, BMP or WebP, of 1 to",
     ),
     ("image_bytes", {"image_bytes": np.array([png(20_000, 20_000)], object)}, "pixels"),
     ("image_bytes", {"image_bytes": np.array([b"GIF89a\xff\xff\xff\xff\0\0\0"], object)}, "pixels"),
@@ -268,6 +272,29 @@ def test_weights_are_stored_once_and_the_graph_does_not_grow_with_nb(tmp_path):
     assert sizes[12] < 1.01 * sizes[3]
 
 
+@pytest.mark.parametrize("backbone", [ResSep, pytest.param(DenseNet, marks=pytest.mark.slow)])
+def test_separable_and_dense_networks_are_served_with_onednn_and_without(
+    backbone, tmp_path, answer_natively, monkeypatch
+):
+    keras.utils.set_random_seed(0)
+    model = Hydra(backbone(1, branch_width=0.5, image_size=32), (0, 0, 1, 1, 2, 2), top_k=2, tau=0.3)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:  # normalisations of their own, as after a training
+        if variable.path.split("/")[-1] in ("gamma", "beta", "moving_mean", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    (tmp_path / "1").mkdir()
+    assert write_saved_model(model, NAMES, "stretch", tmp_path / "1", batch_sizes=[1]) < 1e-4
+    images = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
+    taus = np.linspace(0, 0.9, 7).astype(np.float32)
+    requests = [("with_tau", {"images": images[:n], "tau": taus[:n]}) for n in (1, 2, 7)]
+    for onednn in ("0", "1"):
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
+        for (_, inputs), answer in zip(requests, answer_natively(tmp_path / "1", requests), strict=True):
+            right = keras_answer(model, inputs["images"], inputs["tau"])
+            np.testing.assert_array_equal(answer["active_branches"], right["active_branches"])
+            np.testing.assert_allclose(answer["probabilities"], right["probabilities"], atol=1e-4)
+
+
 def test_warmup_requests_are_answered(exported, answer_natively):
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -285,6 +312,11 @@ def test_warmup_requests_are_answered(exported, answer_natively):
     assert {(signature, len(next(iter(inputs.values())))) for signature, inputs in requests} == wanted
     assert all(isinstance(answer, dict) for answer in answer_natively(exported, requests))
     assert (exported / "assets.extra" / "tf_serving_warmup_requests").stat().st_size < 200_000
+
+
+def test_what_was_trained_in_bfloat16_is_served_in_float32(make_hydra, tmp_path):
+    model = make_hydra(part_dtype="mixed_bfloat16", tau=0.2)
+    assert write_saved_model(model, NAMES, "pad", tmp_path) < 1e-5
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained, tmp_path, monkeypatch):

@@ -98,6 +98,12 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     assert "--tau=0.2 (the run's: 0.08)" in capsys.readouterr().err
     assert (run / "flags.cfg").read_text() == before
 
+    # So are other images under the same flags.
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**data, "sizes": {**data["sizes"], "train": 1197}}))
+    assert command("--epochs=1", "--warmup_epochs=0") == 2
+    assert "was trained on other images: 1197 images for train then, 1198 now" in capsys.readouterr().err
+
 
 def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys):
     run = tmp_path / "run"

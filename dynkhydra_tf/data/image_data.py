@@ -62,6 +62,16 @@ class ImageData:
         return self.source.fingerprint
 
     @property
+    def record(self):
+        """What a run notes of its data, to know them again: a dict for JSON."""
+        return {
+            "dataset": self.name,
+            "class_names": list(self.class_names),
+            "sizes": dict(self.sizes),
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
     def in_memory(self):
         """Whether a split is held in memory, decoded, while it is used."""
         if self.cache == "auto":

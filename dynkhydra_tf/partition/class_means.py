@@ -118,8 +118,8 @@ def _first_of_each_class(examples: tf.data.Dataset, num_classes: int, count: int
         return counts, (*example, counts[label] <= count)
 
     counted = examples.scan(tf.zeros(num_classes, tf.int32), count_label)
-    kept = counted.filter(lambda image, label, keep: keep).map(lambda image, label, keep: (image, label))
-    return kept.take(num_classes * count)
+    kept = counted.filter(lambda image, label, keep: keep)
+    return kept.map(lambda image, label, keep: (image, label)).take(num_classes * count)
 
 
 def _cache_key(data, extractor, images_per_class) -> str:

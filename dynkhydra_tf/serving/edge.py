@@ -225,7 +225,7 @@ def input_note(format, image_size, fit):
     size = f"{image_size}x{image_size}"
     return (
         f"{format} takes images (B,{image_size},{image_size},3) uint8, RGB, not JPEG or PNG bytes: decode on "
-        f"the device, {_FITS[fit]} to {size} (bilinear, antialiased)"
+        f"the device, turn as EXIF says, {_FITS[fit]} to {size} (bilinear, antialiased)"
     )
 
 

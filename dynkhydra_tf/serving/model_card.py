@@ -14,8 +14,8 @@ def model_card(name, model, partition, choice, costs, trained, tau_rows=(), tau_
         partition: `ClassPartition`.
         choice: `calibration.Choice`, the served tau and why.
         costs: `hydra_costs(model)`.
-        trained: dict of what the run's summary.json and flags say: dataset, epochs, seed, tau, and top1,
-            top5, active_branches, gater_accuracy, versions or None.
+        trained: dict of what the run's summary.json and flags say: dataset, fit (see `preprocess`), epochs,
+            seed, tau, and top1, top5, active_branches, gater_accuracy, versions or None.
         tau_rows: rows of `Evaluation.tau_table`; may be empty.
         tau_split: str, the split that they were measured on.
     """
@@ -29,6 +29,7 @@ def model_card(name, model, partition, choice, costs, trained, tau_rows=(), tau_
         f"{model.num_branches} branches, of which an image runs 1 to {model.top_k}.",
         "",
         f"- Threshold tau: {choice.tau:g}, {choice.reason}.",
+        f"- A picture of another size is made square as in training, by `{trained['fit']}`, and scaled.",
         f"- Combination of the projections: {model.combine}.",
         f"- Backbone: {type(model.backbone).__name__}, {_settings(model.backbone.get_config())}.",
         f"- Parameters: {parameters:,}. MFLOPs of an image: {inference_flops(flops, 1) / 1e6:.1f} with one "

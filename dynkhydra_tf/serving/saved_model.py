@@ -80,7 +80,8 @@ def write_saved_model(
         raise UserError(f"The SavedModel could not be written: {error.message.splitlines()[0]}") from error
     size = model.backbone.input_shape[0]
     write_warmup(directory, size, tf.as_dtype(input_dtype), batch_sizes)
-    reference = make_reference(model, class_names, fit, tau, top_classes, np.dtype(input_dtype))
+    in_float32 = model.for_inference()  # as the graph is, whatever the model was trained in
+    reference = make_reference(in_float32, class_names, fit, tau, top_classes, np.dtype(input_dtype))
     write_json(directory / "assets.extra" / "reference.json", to_json(reference))
     try:
         with native.SavedModel(directory) as served:

@@ -3,7 +3,7 @@
 | signature | inputs | outputs |
 |---|---|---|
 | serving_default | images (B,S,S,3) uint8 or float32, 0..255 | answer |
-| image_bytes | image_bytes (B) strings: JPEG, PNG, GIF or BMP of any size | answer |
+| image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer |
 | with_tau | images, tau (B) float32 in [0, 1) | answer |
 | gate | images | gate, selected (B,N) bool, active_branches |
 
@@ -15,10 +15,8 @@ batching needs. Axis letters: B batch, S side of an image, N branches (nb), M cl
 
 import tensorflow as tf
 
+from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.preprocessing import preprocess
-
-# Larger pictures are refused before they are decoded: a file of a kilobyte can claim gigabytes.
-MAX_PIXELS = 64 * 1024 * 1024
 
 
 def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8):
@@ -110,7 +108,7 @@ def decode(image_bytes, size, fit):
     """Decodes files and prepares them as in training.
 
     Args:
-        image_bytes: (B) strings: JPEG, PNG, GIF (its first frame) or BMP, grey, colour or with alpha.
+        image_bytes: (B) strings, the bytes of files, see `decode_picture`.
         size: int, S.
         fit: see `preprocess`.
 
@@ -118,8 +116,7 @@ def decode(image_bytes, size, fit):
         (B, S, S, 3) uint8.
 
     Raises:
-        InvalidArgumentError: when it runs, no file at all, one that is no image or is damaged, or one of
-            more than `MAX_PIXELS` pixels.
+        InvalidArgumentError: when it runs, no file at all, or one that `decode_picture` refuses.
     """
     batch, more = _sizes(image_bytes, 2)
     some = tf.debugging.Assert(
@@ -128,47 +125,10 @@ def decode(image_bytes, size, fit):
     )
     with tf.control_dependencies([some]):
         return tf.map_fn(
-            lambda file: preprocess(_decode_one(file), size, fit),
+            lambda file: preprocess(decode_picture(file), size, fit),
             tf.identity(image_bytes),
             fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
         )
-
-
-def _decode_one(file):
-    pixels = tf.reduce_prod(tf.cast(_claimed_size(file), tf.int64))
-    # Other kinds, which TensorFlow may know as well, have no size that we could limit.
-    message = f"image_bytes must be JPEG, PNG, GIF or BMP of 1 to {MAX_PIXELS} pixels. Pixels received:"
-    fits = tf.debugging.Assert((pixels > 0) & (pixels <= MAX_PIXELS), [message, pixels])
-    with tf.control_dependencies([fits]):
-        # A BMP cannot be decoded to another number of channels than it has.
-        channels_as_in_file = tf.strings.substr(file, 0, 2) == "BM"
-        image = tf.cond(
-            channels_as_in_file,
-            lambda: tf.io.decode_bmp(file),
-            lambda: tf.io.decode_image(file, channels=3, expand_animations=False),
-        )
-    return tf.ensure_shape(image, (None, None, None))
-
-
-def _claimed_size(file):
-    """Two ints, width and height as the file's header has them; zeros where there is no header to read."""
-
-    def numbers(at, dtype, bytes_each, big_endian=False):
-        head = tf.strings.substr(tf.strings.join([file, tf.constant(b"\0" * 32)]), at, 2 * bytes_each)
-        return tf.cast(tf.io.decode_raw(head, dtype, little_endian=not big_endian), tf.int32)
-
-    def starts(magic):
-        return tf.strings.substr(file, 0, len(magic)) == magic
-
-    return tf.case(
-        [
-            (starts(b"\x89PNG"), lambda: numbers(16, tf.int32, 4, big_endian=True)),
-            (starts(b"GIF8"), lambda: numbers(6, tf.uint16, 2)),
-            (starts(b"BM"), lambda: tf.abs(numbers(18, tf.int32, 4))),
-            (starts(b"\xff\xd8\xff"), lambda: tf.io.extract_jpeg_shape(file)[:2]),
-        ],
-        default=lambda: tf.zeros(2, tf.int32),
-    )
 
 
 def _checked_images(images, size, fit):
