@@ -183,6 +183,8 @@ def test_ctrl_c_ends_the_training_first(here):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that starts the tests in the background makes them, and all of theirs, deaf to Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         for _ in range(900):
             if (here / "started").exists():

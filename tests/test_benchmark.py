@@ -72,7 +72,12 @@ def test_masked_and_served_answer_alike(tmp_path):
 @pytest.mark.slow
 def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     options = ["--depth=1", "--num_branches=4", "--active=2", "--batch_sizes=1", "--threads=1", "--seconds=0"]
-    options += ["--growth_depths=1", "--growth_branches=4,5", "--training_depths=1", "--training_branches=4"]
+    options += [
+        "--growth_depths=1",
+        "--growth_branches=4,5",
+        "--training_depths=1,2",
+        "--training_branches=4",
+    ]
     options += ["--training_batch_size=16", "--training_steps=2", f"--output_dir={tmp_path}"]
     assert benchmark(*options) is None
     printed = capsys.readouterr().out
@@ -81,7 +86,10 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     assert (tmp_path / "inference_1.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(results) == {"environment", "limits", *command.SECTIONS}
-    assert results["training"][0]["num_branches"] == 4 and results["input"]["images_per_s"] > 0
+    first, deeper = results["training"]
+    assert first["num_branches"] == 4 and first["dense_over_routed"] > 0
+    assert (deeper["depth"], deeper["dense_over_routed"]) == (2, None)  # dense at the first depth only
+    assert results["input"]["images_per_s"] > 0 and results["input"]["times_the_model"] > 0
 
 
 @pytest.mark.parametrize(

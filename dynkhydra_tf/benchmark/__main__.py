@@ -27,8 +27,8 @@ from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.benchmark import inference, training
 from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.files import check_writable, write_json
+from dynkhydra_tf.text import table
 
 SECTIONS = ("inference", "edge", "growth", "training", "input")
 
@@ -47,10 +47,10 @@ def define_flags(flag_values):
     define(numbers, "threads", ["1", "2"], "Threads of the server.")
     define(numbers, "growth_depths", ["3", "1", "5"], "d of the networks in growth; the first with each nb.")
     define(numbers, "growth_branches", ["20", "10", "50", "100"], "nb in growth; the first with each d.")
-    define(numbers, "training_depths", ["1", "3"], "d in training; the first with each nb.")
+    define(numbers, "training_depths", ["1", "3", "9"], "d in training; the first with each nb.")
     define(numbers, "training_branches", ["20", "10", "50"], "nb in training; the first with each d.")
     define(whole, "training_batch_size", 128, "Images in a training step.", lower_bound=1)
-    define(whole, "training_steps", 20, "Training steps of each kind.", lower_bound=1)
+    define(whole, "training_steps", 8, "Training steps of each kind.", lower_bound=1)
     define(flags.DEFINE_float, "seconds", 20.0, "At least so long for each comparison.", lower_bound=0.0)
     define(flags.DEFINE_bool, "onednn", False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
     define(flags.DEFINE_string, "output_dir", "benchmark_results", "Where benchmark.json goes.")
@@ -89,7 +89,8 @@ def main(options, sections):
     if "training" in sections:
         results["training"] = training.training(*sizes, options.training_batch_size, options.training_steps)
     if "input" in sections:
-        results["input"] = training.input_pipeline(options.training_batch_size, batches=200)
+        row = next(iter(results.get("training", [])), None)
+        results["input"] = training.input_pipeline(options.training_batch_size, 200, row)
     path = pathlib.Path(options.output_dir) / "benchmark.json"
     write_json(path, results)
     if "inference" in results:

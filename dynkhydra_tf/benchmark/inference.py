@@ -15,8 +15,8 @@ import numpy as np
 from dynkhydra_tf.benchmark import runner, subjects
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.serving import edge, native
+from dynkhydra_tf.text import table
 
 
 def run_job(models, images, batch_sizes, threads, seconds, requests=None):

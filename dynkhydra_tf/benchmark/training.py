@@ -1,8 +1,9 @@
 """Training: a routed step against a dense one, where the time goes, and what the input pipeline gives.
 
-    python -m dynkhydra_tf.benchmark.training DEPTH NUM_BRANCHES BATCH_SIZE ROUNDS    # one row, as JSON
+    python -m dynkhydra_tf.benchmark.training DEPTH NUM_BRANCHES BATCH_SIZE ROUNDS DENSE_ROUNDS
 
-Each row is measured in a process of its own, so that peak memory and the time to the first step are its own.
+prints a row as JSON. Each is measured in a process of its own, so that peak memory and the time to the first
+step are its own.
 """
 
 import json
@@ -20,29 +21,30 @@ import tensorflow as tf
 
 from dynkhydra_tf.benchmark import subjects
 from dynkhydra_tf.data import Augmentation, load_data, training_batches
-from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.hydra import Hydra
 
 ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
+DENSE_ROUNDS = 4  # a dense step takes seconds
 
 
-def measure(depth, num_branches, batch_size, rounds):
+def measure(depth, num_branches, batch_size, rounds, dense_rounds):
     """Measures one network: a routed and a dense step in turn, and the parts of the routed one.
 
     Args:
-        depth: d. num_branches: nb. batch_size: B. rounds: int, steps of each.
+        depth: d. num_branches: nb. batch_size: B. rounds: int, routed steps.
+        dense_rounds: int, dense steps, at most `rounds`; 0 for none.
 
     Returns:
-        dict: first_step_s (building included), and in ms per step routed, dense, optimizer, branches
-        (forward and back, on features that are there); images_per_s of both; peak_mb of both;
-        active_branches.
+        dict: depth, num_branches, batch_size, active_branches; routed_first_step_s (building included),
+        routed_peak_mb; in ms a step routed_ms, optimizer_ms, branches_ms (forward and back, on features that
+        are there); the same of dense and dense_over_routed, or None for this one.
     """
     batch = subjects.images(batch_size), np.arange(batch_size, dtype=np.int32) % subjects.NUM_CLASSES
     batch = tuple(map(tf.constant, batch))
     found, steps = {"depth": depth, "num_branches": num_branches, "batch_size": batch_size}, {}
     source = subjects.make_hydra(depth, num_branches)
     tau = subjects.tau_for(source, batch[0], ACTIVE)
-    for routing in ("routed", "dense"):
+    for routing in ("routed", "dense") if dense_rounds else ("routed",):
         start = time.perf_counter()
         model = Hydra.from_config(
             {**source.get_config(), "routing": routing, "train_tau": tau, "branch_weight": 0.05}
@@ -66,13 +68,15 @@ def measure(depth, num_branches, batch_size, rounds):
     taken = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, run in steps.items():
+            if name == "dense" and turn > dense_rounds:
+                continue
             start = time.perf_counter()
             run()
             if turn:
                 taken[name].append((time.perf_counter() - start) * 1e3)
     found |= {f"{name}_ms": float(np.median(times)) for name, times in taken.items()}
-    ratios = np.array(taken["dense"]) / np.array(taken["routed"])
-    return found | {"dense_over_routed": float(np.median(ratios))}
+    ratios = np.array(taken.get("dense", [])) / np.array(taken["routed"][:dense_rounds])
+    return found | {"dense_over_routed": float(np.median(ratios)) if dense_rounds else None}
 
 
 def _branches_alone(model, images):
@@ -102,15 +106,22 @@ def _optimizer_alone(model):
 
 
 def training(depths, branch_counts, batch_size, rounds, say=print):
-    """Measures training at each nb of the first depth, and the other depths at the first nb.
+    """Measures training at each nb of the first depth, there beside dense, and other depths at the first nb.
+
+    A row is said as soon as it is measured.
 
     Returns:
         list of the dicts of `measure`.
     """
-    sizes = [(depths[0], nb) for nb in branch_counts] + [(d, branch_counts[0]) for d in depths[1:]]
+    sizes = [(depths[0], nb, min(rounds, DENSE_ROUNDS)) for nb in branch_counts]
+    sizes += [(depth, branch_counts[0], 0) for depth in depths[1:]]
+    say(f"\nTraining, batch {batch_size}, K=4, augmentation not included")
+    header = ["d", " nb", "lambda", "first step s", "routed ms", "images/s", "dense ms", "dense / routed"]
+    header += ["branches", "optimizer", "peak MB"]
+    say("  ".join(header))
     results = []
-    for depth, branches in sizes:
-        arguments = [str(value) for value in (depth, branches, batch_size, rounds)]
+    for depth, branches, dense_rounds in sizes:
+        arguments = [str(value) for value in (depth, branches, batch_size, rounds, dense_rounds)]
         done = subprocess.run(
             [sys.executable, "-m", "dynkhydra_tf.benchmark.training", *arguments],
             capture_output=True,
@@ -120,24 +131,33 @@ def training(depths, branch_counts, batch_size, rounds, say=print):
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
         results.append(json.loads(done.stdout.splitlines()[-1]))
-    say(f"\nTraining, batch {batch_size}, K=4, augmentation not included")
-    header = ["d", "nb", "lambda", "first step s", "routed ms", "images/s", "dense ms", "dense / routed"]
-    rows = [[*header, "branches", "optimizer", "peak MB"]]
-    for row in results:
-        numbers = [f"{row['active_branches']:.2f}", f"{row['routed_first_step_s']:.1f}"]
-        numbers += [f"{row['routed_ms']:.0f}", f"{batch_size / row['routed_ms'] * 1e3:.0f}"]
-        numbers += [f"{row['dense_ms']:.0f}", f"{row['dense_over_routed']:.2f}"]
-        numbers += [f"{row[part] / row['routed_ms']:.0%}" for part in ("branches_ms", "optimizer_ms")]
-        rows.append([str(row["depth"]), str(row["num_branches"]), *numbers, f"{row['routed_peak_mb']:.0f}"])
-    say(table(rows, text_columns=()))
+        say("  ".join(map(str.rjust, _cells(results[-1]), map(len, header))))
     return results
 
 
-def input_pipeline(batch_size, batches, say=print):
+def images_per_s(row):
+    """What the routed model of a row of `training` eats."""
+    return row["batch_size"] / row["routed_ms"] * 1e3
+
+
+def _cells(row):
+    cells = [str(row["depth"]), str(row["num_branches"]), f"{row['active_branches']:.2f}"]
+    cells += [f"{row['routed_first_step_s']:.1f}", f"{row['routed_ms']:.0f}", f"{images_per_s(row):.0f}"]
+    ratio = row["dense_over_routed"]
+    cells += ["-", "-"] if ratio is None else [f"{row['dense_ms']:.0f}", f"{ratio:.2f}"]
+    cells += [f"{row[part] / row['routed_ms']:.0%}" for part in ("branches_ms", "optimizer_ms")]
+    return [*cells, f"{row['routed_peak_mb']:.0f}"]
+
+
+def input_pipeline(batch_size, batches, row=None, say=print):
     """Measures the training pipeline alone, on digits at 32 x 32: gather, shift, mirror, cutout.
 
+    Args:
+        batch_size: B. batches: int. row: of `training`, the model to compare with, or None.
+        say: callable for the text.
+
     Returns:
-        dict: images_per_s.
+        dict: images_per_s; with a row also times_the_model, that over what the model eats.
     """
     data = load_data("digits")
     augment = Augmentation(data.image_size, data.mean, 4, True, 16)
@@ -149,8 +169,12 @@ def input_pipeline(batch_size, batches, say=print):
     for _ in range(batches):
         next(stream)
     rate = batches * batch_size / (time.perf_counter() - start)
-    say(f"\nInput pipeline alone: {rate:.0f} images/s")
-    return {"images_per_s": rate}
+    found, text = {"images_per_s": rate}, ""
+    if row:
+        found["times_the_model"] = rate / images_per_s(row)
+        text = f", {found['times_the_model']:.1f} times what d={row['depth']}, nb={row['num_branches']} eats"
+    say(f"\nInput pipeline alone: {rate:.0f} images/s{text}")
+    return found
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import table
 from dynkhydra_tf.serving import native, reference
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
+from dynkhydra_tf.text import table
 
 
 def define_flags(flag_values):
