@@ -4,7 +4,7 @@
 
 It shows what the runs allow: the paper's tables with the paper's numbers beside ours, accuracy over compute,
 and for each run the pictures that the commands left there (training, evaluation, embedding, interpolation,
-latency). Writes report.html, report.md and the pictures of the Markdown, report_files/.
+latency). Writes report.html; report.md, which links the runs' own pictures; the others are in report_files/.
 """
 
 import pathlib
