@@ -146,6 +146,7 @@ def test_an_export_that_answers_otherwise_is_refused(plain, tmp_path, digits):
         latency.measure({"plain": wrong}, images, 8, 1, 0.0)
 
 
+@pytest.mark.slow
 def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "IMAGES", 12)
     runs = make_run("hydra", model=hydra), make_run("plain", "--system=plain", model=plain)

@@ -223,7 +223,13 @@ def test_folding_keeps_the_outputs(small):
     assert len(used) == len(stem.variables) - 3 * len(units) and units
 
 
-@pytest.fixture(scope="module", params=SMALL.values(), ids=SMALL.keys())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(backbone, id=name, marks=pytest.mark.slow if name == "densenet" else ())
+        for name, backbone in SMALL.items()  # DenseNet's many small layers take half a minute to trace
+    ],
+)
 def trained(request):
     """A Hydra on a small backbone after a step, the weights it had before, and the images. Don't change."""
     keras.utils.set_random_seed(0)

@@ -168,6 +168,7 @@ def test_too_few_images_are_refused(make, load):
         load(root, test_fraction=1)
 
 
+@pytest.mark.slow
 def test_folders_of_other_images_have_class_means_of_their_own(make, load, tmp_path):
     class Brightness:
         name, identity = "brightness", "brightness"

@@ -50,6 +50,7 @@ def entries(path):
     return sorted(entry.name for entry in path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_path, capsys):
     options = [f"--run_dir={run_dir}", f"--export_dir={tmp_path}/out/digits"]
     assert command(*options, "--top_classes=3", "--batch_sizes=1,4") is None
@@ -89,7 +90,11 @@ def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_
     ("option", "reason"),
     [
         ("--target_active_branches=1.5", "the lowest with lambda at most 1.5"),
-        ("--max_accuracy_drop=0.5", "the highest at most 0.5 points below the best top-1"),
+        pytest.param(
+            "--max_accuracy_drop=0.5",
+            "the highest at most 0.5 points below the best top-1",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsys, option, reason):
@@ -178,7 +183,7 @@ def test_a_missing_extra_is_told_before_any_work(command, run_dir, tmp_path, cap
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize("format", ["saved_model", "litert"])
+@pytest.mark.parametrize("format", ["saved_model", pytest.param("litert", marks=pytest.mark.slow)])
 def test_a_full_disk(command, run_dir, tmp_path, capsys, format):
     disk = tmp_path / "disk"
     disk.mkdir()

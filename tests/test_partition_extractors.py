@@ -158,6 +158,7 @@ def test_weights_that_are_not_there():
     assert_one_line(error, "No feature weights file at no/such.h5 (No such file or directory)")
 
 
+@pytest.mark.slow
 def test_imagenet_weights_of_efficientnet_from_a_path_give_what_keras_gives(tmp_path, monkeypatch):
     build = keras.applications.EfficientNetB0
     like_the_file = build(include_top=False, pooling="avg", weights=None, input_shape=(224, 224, 3))

@@ -166,7 +166,7 @@ def test_eight_clients_at_once(rest, expected):
         ({"images": IMAGES * np.nan}, "serving_default", "Unrecognized request format"),  # NaN is no JSON
         ({"images": IMAGES[:1], "tau": [2.0]}, "with_tau", r"tau must be in \[0, 1\)"),
         ({"images": IMAGES}, "with_tau", "list of objects with the keys"),
-        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF or BMP"),
+        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF, BMP or WebP"),
         ({"image_bytes": [FILES[0][:40]]}, "image_bytes", "PNG"),
     ],
 )
@@ -498,7 +498,7 @@ def test_grpc_status(rpc, target):
         ({"images": IMAGES[:0]}, "serving_default", "images is empty"),
         ({"images": IMAGES / 2}, "serving_default", "double"),
         ({"images": IMAGES[:1], "tau": [2.0]}, "with_tau", r"tau must be in \[0, 1\)"),
-        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF or BMP"),
+        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF, BMP or WebP"),
     ],
 )
 def test_bad_requests_over_grpc(rpc, expected, inputs, signature, message):

@@ -258,6 +258,7 @@ def test_branches_that_no_image_takes_are_not_run(make_hydra, fix_gate, batch, t
         assert not np.array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_weights_are_stored_once_and_the_graph_does_not_grow_with_nb(tmp_path):
     sizes = {}
     for branches in (3, 12):

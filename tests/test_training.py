@@ -101,7 +101,12 @@ def train(run, make_hydra, batch):
 @pytest.mark.parametrize(
     ("kill_at", "saved_at"),
     # In the middle of the first and of the last epoch; at the last batch, which lets the epoch end.
-    [(2, 2), (10, 10), (4, 4), (12, 12)],
+    [
+        (2, 2),
+        pytest.param(10, 10, marks=pytest.mark.slow),
+        (4, 4),
+        pytest.param(12, 12, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
     make_hydra, batch, tmp_path, monkeypatch, kill_at, saved_at
