@@ -162,6 +162,7 @@ def test_elsewhere_is_told(command, monkeypatch, tmp_path):
     assert "run this from the root of the repository" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_training_first(here):
     (here / "train.py").write_text(
         "import pathlib, signal, sys, time\n"

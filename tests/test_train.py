@@ -48,6 +48,7 @@ def rows_of(run_dir):
         return []
 
 
+@pytest.mark.slow
 def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, capsys):
     assert command("--epochs=2") is None
     run = tmp_path / "run"

@@ -104,7 +104,7 @@ def train(run, make_hydra, batch):
     [
         (2, 2),
         pytest.param(10, 10, marks=pytest.mark.slow),
-        (4, 4),
+        pytest.param(4, 4, marks=pytest.mark.slow),
         pytest.param(12, 12, marks=pytest.mark.slow),
     ],
 )

@@ -176,8 +176,11 @@ def _of_datasets(key, datasets, depths):
 def _job(experiment, seed, root, epochs, train_flags):
     arguments = experiment.arguments
     if epochs is not None:
-        short = epochs < experiment.flags().epochs
-        arguments = [*arguments, *[f"--flagfile={CONFIGS / 'short.cfg'}"] * short, f"--epochs={epochs}"]
+        if epochs < experiment.flags().epochs:
+            arguments = [*arguments, f"--flagfile={CONFIGS / 'short.cfg'}"]
+            if epochs == 1:  # the warm-up would be all of it
+                arguments.append("--warmup_epochs=0")
+        arguments = [*arguments, f"--epochs={epochs}"]
     arguments = [*arguments, f"--seed={seed}", *train_flags]
     return Job(experiment, root / f"{experiment.name}-seed{seed}", arguments)
 
