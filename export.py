@@ -14,17 +14,15 @@ import pathlib
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
 # isort: split
-import keras
 from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.costs import hydra_costs
 from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import evaluate, tau_text
-from dynkhydra_tf.files import check_writable, replacing
+from dynkhydra_tf.evaluation import evaluate, load_network, tau_text
+from dynkhydra_tf.files import check_writable, write_text
 from dynkhydra_tf.flags import data_settings, read_flags
-from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving import calibration, edge, saved_model, server_files, versions
@@ -144,8 +142,7 @@ def main(options):
         edge.export_edge(
             model, partition.class_names, fit, choice.tau, export_dir, options.format, options.quantize
         )
-        with replacing(export_dir / "model_card.md") as beside:
-            beside.write_text(card, encoding="utf-8")
+        write_text(export_dir / "model_card.md", card)
         return
     with versions.new_version(export_dir) as directory:
         largest = saved_model.write_saved_model(
@@ -169,19 +166,14 @@ def main(options):
 
 def _load(run_dir):
     path = run_dir / "model.keras"
-    if not path.is_file():
-        raise UserError(f"{path} is not there; a run has one after its last epoch: finish it with train.py")
-    try:
-        model = keras.saving.load_model(path)
-    except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
-        raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
+    model = load_network(path)
     if isinstance(model, Plain):
         raise UserError(
             f"{path} holds a plain network, and this command exports a Hydra; Keras's own "
             "model.export(DIR), after one call of the model, writes a SavedModel of it"
         )
     partition = ClassPartition.load(run_dir / "partition.json")
-    if not isinstance(model, Hydra) or model.cluster_of_class != partition.cluster_of_class:
+    if model.cluster_of_class != partition.cluster_of_class:
         raise UserError(f"{path} is not the Hydra of {run_dir / 'partition.json'}")
     return model, partition
 
@@ -189,11 +181,8 @@ def _load(run_dir):
 def _tau_table(model, trained_with, options, picking):
     """The tau table of the model and its split, or ([], None) where none is needed and data are not there."""
     split = options.calibration_split
-    settings = data_settings(trained_with)
     try:
-        data = load_data(
-            **settings | {"data_dir": options.data_dir or trained_with.data_dir}, download=picking
-        )
+        data = load_data(**data_settings(trained_with, options.data_dir), download=picking)
     except UserError as error:
         if picking:
             raise

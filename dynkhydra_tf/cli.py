@@ -7,6 +7,24 @@ from absl import flags
 from dynkhydra_tf.errors import UserError
 
 
+def whole_numbers(texts, flag, least):
+    """Returns the values of a list flag as ints, each once, in their order.
+
+    Args:
+        texts: list of str. flag: its name, for the message. least: int, the smallest that is allowed.
+
+    Raises:
+        UserError: one of them is no whole number, or too small.
+    """
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        numbers = [least - 1]
+    if not all(number >= least for number in numbers):
+        raise UserError(f"--{flag} must be whole numbers from {least} on. Received: {','.join(texts)}")
+    return list(dict.fromkeys(numbers))
+
+
 def run(main, define_flags, argv=None, positional=None, at_least=1):
     """Parses the flags and calls `main(values)`, or `main(values, rest)`; the way into every command.
 

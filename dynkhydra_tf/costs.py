@@ -138,7 +138,8 @@ def main(options):
     as_paper = (num_classes, image_size) == (NUM_CLASSES.get(options.dataset), own_size)
     results = paper.RESULTS.get((options.dataset, options.backbone), {}) if as_paper else {}
     branched, plain = {}, {}
-    for depth in _depths(options.depths) or _paper_depths(results, options.system) or [options.depth]:
+    depths = sorted(cli.whole_numbers(options.depths, "depths", 1))
+    for depth in depths or _paper_depths(results, options.system) or [options.depth]:
         backbone = make_backbone(options, image_size, depth)
         plain[depth] = plain_costs(backbone, num_classes)
         if options.system == "hydra":
@@ -155,16 +156,6 @@ def main(options):
         print(f"\n{table(_plain_rows(plain))}")
     if rows := _paper_rows(results, branched, plain, options.top_k):
         print(f"\nBeside the paper; -: it does not say, or it is lost with Table 1\n{table(rows, (0, 1))}")
-
-
-def _depths(texts):
-    try:
-        depths = [int(text) for text in texts]
-    except ValueError:
-        depths = [0]
-    if not all(depth >= 1 for depth in depths):
-        raise UserError(f"--depths must be whole numbers from 1 on. Received: {','.join(texts)}")
-    return sorted(set(depths))
 
 
 def _paper_depths(results, system):

@@ -21,12 +21,13 @@ from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import write_csv, write_json
+from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.runs import RunDirectory
 from dynkhydra_tf.text import table
 
 
@@ -245,14 +246,38 @@ def load_network(path):
         UserError: no such file, no Keras model, or one of another kind.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there; a run has one after its last epoch")
+        raise UserError(f"{path} is not there; a run has one after its last epoch: finish it with train.py")
     try:
         model = keras.saving.load_model(path)
     except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
         raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
     if not isinstance(model, (Hydra, Plain)):
-        raise UserError(f"{path} holds a {type(model).__name__}; only a Hydra or a Plain can be evaluated")
+        raise UserError(f"{path} holds a {type(model).__name__}; it must be a Hydra or a Plain")
     return model
+
+
+def open_hydra_run(options, parts, verb):
+    """Opens the run of a command that looks into a Hydra.
+
+    Args:
+        options: the command's flags, among them run_dir and output_dir.
+        parts: str, what it looks at, which a plain network has not. verb: str, what it does with it.
+
+    Returns:
+        `RunDirectory`, its training flags, the `pathlib.Path` to write to: by default RUN_DIR/evaluation.
+
+    Raises:
+        UserError: no --run_dir, no run, one of a plain network, or a place that cannot be written to.
+    """
+    if not options.run_dir:
+        raise UserError(f"Give --run_dir=DIR, the run whose {parts} to {verb}")
+    run = RunDirectory(options.run_dir)
+    trained_with = read_flags(run.flags)
+    if trained_with.system == "plain":
+        raise UserError(f"{run.path} holds a plain network, which has no {parts}; give a run of a Hydra")
+    output = pathlib.Path(options.output_dir or run.path / "evaluation")
+    check_writable(output, "output_dir")
+    return run, trained_with, output
 
 
 def check_images(path, model, data):
@@ -317,16 +342,13 @@ def main(options):
     path = pathlib.Path(options.model or (run_dir or pathlib.Path()) / "model.keras")
     if not (run_dir or (options.model and options.dataset and options.output_dir)):
         raise UserError("Give --run_dir=DIR, or --model=FILE.keras with --dataset and --output_dir")
-    if not path.is_file():
-        raise UserError(f"{path} is not there; a run has one after its last epoch")
-
+    model = load_network(path)
+    if isinstance(model, Plain) and taus:
+        raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
     given = {name: getattr(options, name) for name in ("data_dir", "validation_fraction")}
     given = {"name": options.dataset, **given}
     settings = data_settings(trained_with) if trained_with else {}
     data = load_data(**settings | {name: value for name, value in given.items() if value is not None})
-    model = load_network(path)
-    if isinstance(model, Plain) and taus:
-        raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
     check_images(path, model, data)
 
     # === Evaluate, print, write ===

@@ -77,10 +77,21 @@ def check_writable(directory: str | os.PathLike, flag: str) -> None:
         ) from error
 
 
+def user_cache_dir(name: str) -> pathlib.Path:
+    """`dynkhydra_tf/NAME` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache)."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache_home) / "dynkhydra_tf" / name
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes text as UTF-8; replaces `path` whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Writes a value as indented JSON; replaces `path` whole or not at all."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: str | os.PathLike, rows) -> None:

@@ -283,11 +283,12 @@ def default_run_dir(flag_values):
     return os.path.join("runs", re.sub(r"[^\w.-]+", "_", name))
 
 
-def data_settings(flag_values):
-    """Returns the arguments of `load_data` that the flags name, as a dict."""
+def data_settings(flag_values, data_dir=None):
+    """Returns the arguments of `load_data` that the flags name, as a dict; `data_dir` in place of theirs."""
     names = ("data_dir", "validation_fraction", "image_size", "fit", "test_fraction", "max_bad_images")
     names += ("cache", "cache_dir")
-    return {"name": flag_values.dataset, **{name: flag_values[name].value for name in names}}
+    settings = {"name": flag_values.dataset, **{name: flag_values[name].value for name in names}}
+    return settings | ({"data_dir": data_dir} if data_dir else {})
 
 
 def make_backbone(flag_values, image_size, depth=None):

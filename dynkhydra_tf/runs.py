@@ -22,7 +22,7 @@ import shutil
 import keras
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, replacing, write_json
+from dynkhydra_tf.files import check_writable, replacing, write_json, write_text
 
 FILES = ("flags.cfg", "data.json", "partition.json", "checkpoints", "metrics.csv", "logs", "model.keras")
 FILES += ("summary.json", "learning_curves.png", "branches.png", "evaluation")
@@ -116,8 +116,7 @@ class RunDirectory:
             write_json(self.data, record)
         if partition:
             partition.save(self.partition)
-        with replacing(self.flags) as temporary:
-            temporary.write_text(flagfile_text, encoding="utf-8")
+        write_text(self.flags, flagfile_text)
 
     # === Checkpoints ===
 

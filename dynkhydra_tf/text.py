@@ -1,6 +1,11 @@
 """Tables as text: for a terminal, and as Markdown."""
 
 
+def number(value, form):
+    """Returns a number in a format such as ".2f"; "-" for None."""
+    return "-" if value is None else f"{value:{form}}"
+
+
 def table(rows, text_columns=(0,)):
     """Returns rows (lists of str, the first one the header) as text, all but the text columns flush right."""
     columns = list(zip(*rows, strict=True))

@@ -12,10 +12,12 @@ import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads whe
 import keras
 import numpy as np
 import pytest
+from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.backbones import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN
+from dynkhydra_tf.flags import define_training_flags, to_flagfile
 from dynkhydra_tf.hydra import Hydra
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -81,6 +83,20 @@ def batch():
         return images, labels
 
     return make
+
+
+@pytest.fixture
+def write_flags():
+    """Returns a function that makes a directory a run of digits with the flags given: its flags.cfg."""
+
+    def write(path, *arguments):
+        values = flags.FlagValues()
+        define_training_flags(values)
+        values(["train.py", "--dataset=digits", *arguments])
+        path.mkdir(parents=True)
+        (path / "flags.cfg").write_text(to_flagfile(values))
+
+    return write
 
 
 @pytest.fixture

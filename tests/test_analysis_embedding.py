@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import threadpoolctl
-from absl import flags
 
 from dynkhydra_tf.analysis import embedding
 from dynkhydra_tf.analysis.embedding import (
@@ -19,7 +18,6 @@ from dynkhydra_tf.analysis.embedding import (
     spread,
 )
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import define_training_flags, to_flagfile
 from dynkhydra_tf.partition import ClassPartition, Extractor, build_extractor
 from dynkhydra_tf.partition.extractors import Network
 
@@ -128,16 +126,12 @@ def test_any_class_names(tmp_path, dimensions):
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, write_flags):
     """Returns a function that writes what the command reads of a run of digits."""
 
     def make(*arguments):
-        values = flags.FlagValues()
-        define_training_flags(values)
-        values(["train", "--dataset=digits", "--feature_extractor=pixels", "--num_branches=5", *arguments])
         run = tmp_path / "run"
-        run.mkdir()
-        (run / "flags.cfg").write_text(to_flagfile(values))
+        write_flags(run, "--feature_extractor=pixels", "--num_branches=5", *arguments)
         names = tuple(map(str, range(10)))
         ClassPartition("digits", names, np.arange(10) // 2, "random").save(run / "partition.json")
         return run

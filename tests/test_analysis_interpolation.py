@@ -3,12 +3,10 @@ import csv
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from dynkhydra_tf.analysis.interpolation import define_flags, interpolate, main, save_interpolation
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import define_training_flags, to_flagfile
 from dynkhydra_tf.hydra import Hydra
 from tests.conftest import coloured_images
 
@@ -154,16 +152,12 @@ def test_bad_arguments(trained, examples):
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, write_flags):
     """Returns a function that writes what the command reads of a run of digits."""
 
     def make(*arguments, model=True):
-        values = flags.FlagValues()
-        define_training_flags(values)
-        values(["train", "--dataset=digits", "--num_branches=3", "--top_k=2", *arguments])
         run = tmp_path / "run"
-        run.mkdir()
-        (run / "flags.cfg").write_text(to_flagfile(values))
+        write_flags(run, "--num_branches=3", "--top_k=2", *arguments)
         if model:
             Hydra(ResNet(1), np.arange(10) % 3, top_k=2).save(run / "model.keras")
         return run

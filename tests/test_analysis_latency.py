@@ -6,14 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags as absl_flags
 
 from dynkhydra_tf.analysis import latency
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.benchmark.subjects import export_network
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import define_training_flags, to_flagfile
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 
@@ -36,16 +34,12 @@ def plain():
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, write_flags):
     """Returns a function that writes a run directory; its model is a file, or a trained one."""
 
     def make(name, *options, model=None):
         path = tmp_path / name
-        path.mkdir(parents=True)
-        values = absl_flags.FlagValues()
-        define_training_flags(values)
-        values(["train.py", "--dataset=digits", "--num_branches=3", "--top_k=2", *options])
-        (path / "flags.cfg").write_text(to_flagfile(values))
+        write_flags(path, "--num_branches=3", "--top_k=2", *options)
         (path / "model.keras").write_text("no model") if model is None else model.save(path / "model.keras")
         return str(path)
 

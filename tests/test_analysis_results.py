@@ -33,11 +33,11 @@ def test_a_run_belongs_to_what_its_flags_say(finished):
     run = results.read_run(
         finished("a", "--epochs=12", "--seed=5", "--feature_extractor=pixels", "--run_dir=x")
     )
-    assert run.is_of(OURS)
-    assert not run.is_of(OURS._replace(depth=2))
-    assert not run.is_of(Experiment(System("cifar100_hydrares", HYDRARES, (3,)), 3))
+    assert results.runs_of(OURS, [run]) == [run]
+    assert not results.runs_of(OURS._replace(depth=2), [run])
+    assert not results.runs_of(Experiment(System("cifar100_hydrares", HYDRARES, (3,)), 3), [run])
     other = results.read_run(finished("b", "--num_branches=10"))
-    assert not other.is_of(OURS)
+    assert not results.runs_of(OURS, [other])
 
 
 def test_rows_have_mean_deviation_and_difference_by_hand(finished):

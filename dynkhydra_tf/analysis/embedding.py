@@ -11,7 +11,6 @@ RUN_DIR/evaluation, or --output_dir. Axis letters: M classes, S image size, F fe
 in all.
 """
 
-import pathlib
 import textwrap
 
 import keras
@@ -28,10 +27,10 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, write_csv
-from dynkhydra_tf.flags import data_settings, read_flags
+from dynkhydra_tf.evaluation import open_hydra_run
+from dynkhydra_tf.files import write_csv
+from dynkhydra_tf.flags import data_settings
 from dynkhydra_tf.partition import ClassPartition, build_extractor
-from dynkhydra_tf.runs import RunDirectory
 
 PERPLEXITY = 30
 IMAGES, LEAST_PER_CLASS = 2000, 10  # a sample's size unless told otherwise
@@ -241,20 +240,12 @@ def define_flags(flag_values):
 def main(options):
     """Embeds a sample of a run's training images and draws it."""
     # === What to show ===
-    if not options.run_dir:
-        raise UserError("Give --run_dir=DIR, the run whose partition to show")
-    run = RunDirectory(options.run_dir)
-    trained_with = read_flags(run.flags)
-    if trained_with.system == "plain":
-        raise UserError(f"{run.path} holds a plain network, which has no partition; give a run of a Hydra")
-    output = pathlib.Path(options.output_dir or run.path / "evaluation")
-    check_writable(output, "output_dir")
+    run, trained_with, output = open_hydra_run(options, "partition", "show")
     weights = options.feature_weights
     if weights is None:  # the run's are those of the run's extractor
         weights = "imagenet" if options.feature_extractor else trained_with.feature_weights
     extractor = build_extractor(options.feature_extractor or trained_with.feature_extractor, weights)
-    place = {"data_dir": options.data_dir} if options.data_dir else {}
-    data = load_data(**data_settings(trained_with) | place)
+    data = load_data(**data_settings(trained_with, options.data_dir))
     partition = ClassPartition.load(run.partition, data.name, data.class_names)
     extractor.load()
 

@@ -26,7 +26,6 @@ as it is. Axis letters: B batch, T alphas, M classes, R ways to read a branch, h
 """
 
 import dataclasses
-import pathlib
 import textwrap
 
 import keras
@@ -41,11 +40,10 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.analysis import figures
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import check_images, load_network
-from dynkhydra_tf.files import check_writable, write_csv
-from dynkhydra_tf.flags import data_settings, read_flags
+from dynkhydra_tf.evaluation import check_images, load_network, open_hydra_run
+from dynkhydra_tf.files import write_csv
+from dynkhydra_tf.flags import data_settings
 from dynkhydra_tf.partition import clusters_of
-from dynkhydra_tf.runs import RunDirectory
 from dynkhydra_tf.text import table
 
 OWN_HEAD, ENSEMBLE = "own head", "ensemble"
@@ -300,19 +298,11 @@ def define_flags(flag_values):
 def main(options):
     """Interpolates between two branches of a run, prints the result and writes it."""
     # === What to interpolate ===
-    if not options.run_dir:
-        raise UserError("Give --run_dir=DIR, the run whose branches to interpolate")
-    run = RunDirectory(options.run_dir)
-    trained_with = read_flags(run.flags)
-    if trained_with.system == "plain":
-        raise UserError(f"{run.path} holds a plain network, which has no branches; give a run of a Hydra")
+    run, trained_with, output = open_hydra_run(options, "branches", "interpolate")
     first, second = _branches(options.branches, trained_with.num_branches)
-    output = pathlib.Path(options.output_dir or run.path / "evaluation")
-    check_writable(output, "output_dir")
-    place = {"data_dir": options.data_dir} if options.data_dir else {}
-    data = load_data(**data_settings(trained_with) | place)
-    examples, training_examples = data.examples(options.split), data.examples("train")
     model = load_network(run.model)
+    data = load_data(**data_settings(trained_with, options.data_dir))
+    examples, training_examples = data.examples(options.split), data.examples("train")
     check_images(run.model, model, data)
 
     # === Interpolate, print, write ===

@@ -36,7 +36,7 @@ from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.reference import TOLERANCE
-from dynkhydra_tf.text import table
+from dynkhydra_tf.text import number, table
 
 IMAGES = 256  # timed at batch 1; their mean lambda is within about 3 % of the split's
 
@@ -74,17 +74,14 @@ def open_runs(paths):
         list of `Run`.
 
     Raises:
-        UserError: a directory without flags.cfg or model.keras, or runs of different data sets.
+        UserError: a directory without flags.cfg, or runs of different data sets.
     """
     paths = list({os.path.realpath(path): path for path in map(os.path.expanduser, paths)}.items())
     names = [os.path.basename(real) for real, _ in paths]
     runs = []
     for name, (_, path) in zip(names, paths, strict=True):
         path = pathlib.Path(path)
-        run = Run(name if names.count(name) == 1 else str(path), path, read_flags(path / "flags.cfg"))
-        if not (path / "model.keras").is_file():
-            raise UserError(f"{path}/model.keras is not there; a run has one after its last epoch")
-        runs.append(run)
+        runs.append(Run(name if names.count(name) == 1 else str(path), path, read_flags(path / "flags.cfg")))
     for run in runs[1:]:
         for key, value in run.images.items():
             if value != runs[0].images[key]:
@@ -253,8 +250,7 @@ def main(options, paths):
     output = pathlib.Path(os.path.expanduser(options.output_dir or runs[0].path / "evaluation"))
     check_writable(output, "output_dir")
     models = [load_network(run.path / "model.keras") for run in runs]
-    settings = data_settings(runs[0].flags) | {"validation_fraction": 0.0}
-    data = load_data(**settings | ({"data_dir": options.data_dir} if options.data_dir else {}))
+    data = load_data(**data_settings(runs[0].flags, options.data_dir) | {"validation_fraction": 0.0})
     for run, model in zip(runs, models, strict=True):
         check_images(run.path / "model.keras", model, data)
     images = timed_images(data, options.batch_size)
@@ -263,9 +259,9 @@ def main(options, paths):
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn))  # for the process that answers
     rows, subjects = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (run, model) in enumerate(zip(runs, models, strict=True)):
+        for place, (run, model) in enumerate(zip(runs, models, strict=True)):
             own = [] if isinstance(model, Plain) else sorted({model.tau, *taus})
-            exported = export_subjects(model, own, images, os.path.join(folder, str(number)))
+            exported = export_subjects(model, own, images, os.path.join(folder, str(place)))
             for row in accuracy_rows(run, model, data, own):
                 key = run.name if row["tau"] is None else f"{run.name}, tau {row['tau']:g}"
                 subjects[key] = exported[row["tau"]]
@@ -292,10 +288,6 @@ def main(options, paths):
 
 def latency_text(rows):
     """Returns the rows of latency.json as text in aligned columns."""
-
-    def number(value, form):
-        return "-" if value is None else f"{value:{form}}"
-
     cells = [["run", "tau", "lambda", "of those timed", "top-1", "MFLOPs", "ms per image", "quartiles"]]
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]

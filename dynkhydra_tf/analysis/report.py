@@ -18,7 +18,7 @@ from dynkhydra_tf.analysis.page import Cells, Code, Fold, Heading, Paragraph, Pi
 from dynkhydra_tf.analysis.paper import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 from dynkhydra_tf.analysis.tradeoff import save_tradeoff
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, replacing
+from dynkhydra_tf.files import check_writable, write_text
 
 QUESTION = (
     "A Hydra is a network with many small branches, each specialised on a cluster of similar classes. A "
@@ -82,14 +82,9 @@ def main(options, places):
         blocks += _recipe_blocks(recipe, alike, files / f"tradeoff{number}.png")
     blocks += [Heading(2, "The runs"), *map(_run_fold, runs)]
     blocks += [Heading(2, "Versions"), Cells(_version_rows(runs), (0, 1))]
-    _write(output, to_html(blocks))
-    _write(output.with_suffix(".md"), to_markdown(blocks, output.parent))
+    write_text(output, to_html(blocks))
+    write_text(output.with_suffix(".md"), to_markdown(blocks, output.parent))
     print(f"{len(runs)} runs. Written: {output}, {output.with_suffix('.md')}, {files}")
-
-
-def _write(path, text):
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
 
 
 def _recipe_blocks(recipe, runs, picture):
@@ -98,7 +93,8 @@ def _recipe_blocks(recipe, runs, picture):
     blocks = [Heading(2, f"Results: {head}"), Paragraph(f"Trained with {details}.")]
     seen, rows = set(), {}
     for key, table in TABLES.items():
-        listed = [each for each in experiments(key) + _other_depths(key, runs) if _has_run(each, runs)]
+        own = {each: results.runs_of(each, runs) for each in experiments(key) + _other_depths(key, runs)}
+        listed = [each for each in own if own[each]]
         if not listed:
             continue
         result_rows = results.result_rows(listed, runs)
@@ -107,7 +103,7 @@ def _recipe_blocks(recipe, runs, picture):
         blocks += [Heading(3, table.title), _cells(results.result_table(result_rows))]
         if table.by_tau and (by_tau := results.tau_rows(listed, runs)):
             blocks += [Paragraph("Other thresholds tau, after training:"), _cells(results.tau_table(by_tau))]
-        seen |= {run.path for run in runs for each in listed if run.is_of(each)}
+        seen |= {run.path for each in listed for run in own[each]}
     if rows:
         save_tradeoff(list(rows.values()), picture)
         caption = "Accuracy over FLOPs, all systems (the paper's Fig. 4); hollow: the paper's numbers."
@@ -121,10 +117,6 @@ def _other_depths(key, runs):
     """A table's experiments at depths that only the runs have."""
     depths = sorted({run.flags.depth for run in runs})
     return [each for each in experiments(key, depths) if each.depth not in each.system.depths]
-
-
-def _has_run(experiment, runs):
-    return any(run.is_of(experiment) for run in runs)
 
 
 def _cells(table):

@@ -37,7 +37,7 @@ from dynkhydra_tf.analysis.results import (
 )
 from dynkhydra_tf.analysis.tradeoff import save_tradeoff
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import check_writable, replacing, write_csv
+from dynkhydra_tf.files import check_writable, write_csv, write_text
 from dynkhydra_tf.flags import differing_flags
 from dynkhydra_tf.text import markdown_table
 from dynkhydra_tf.text import table as text_table
@@ -100,7 +100,8 @@ def main(options, train_flags):
         raise UserError(
             f"--table must be of {', '.join(TABLES)}. Received: {','.join(options.table) or 'none'}"
         )
-    depths, seeds = _numbers(options.depths, "depths", 1), _numbers(options.seeds, "seeds", 0)
+    depths = cli.whole_numbers(options.depths, "depths", 1)
+    seeds = cli.whole_numbers(options.seeds, "seeds", 0)
     if not seeds:
         raise UserError("--seeds must be whole numbers from 0 on. Received: none")
     if not pathlib.Path(TRAIN).is_file():
@@ -150,16 +151,6 @@ def main(options, train_flags):
     print(f"Written to {root}: {names} (.md, .csv, .png)")
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed. " + "; ".join(failed))
-
-
-def _numbers(texts, name, least):
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        numbers = [least - 1]
-    if not all(number >= least for number in numbers):
-        raise UserError(f"--{name} must be whole numbers from {least} on. Received: {','.join(texts)}")
-    return list(dict.fromkeys(numbers))
 
 
 def _of_datasets(key, datasets, depths):
@@ -246,8 +237,7 @@ def write_table(key, listed, jobs, root):
     if any(row["top1"] is not None for row in rows):
         save_tradeoff(rows, root / f"table{key}.png")
     text = "\n\n".join(parts) + "\n"
-    with replacing(root / f"table{key}.md") as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_text(root / f"table{key}.md", text)
     return text
 
 

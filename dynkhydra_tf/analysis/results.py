@@ -14,6 +14,7 @@ from absl import flags
 from dynkhydra_tf.analysis.paper import TAU, Row
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flags import PLACES, read_flags
+from dynkhydra_tf.text import number
 
 # How long and on what a network was trained; the rest of the flags says which network it is.
 RECIPE = ("epochs", "batch_size", "learning_rate", "schedule", "lr_drops", "warmup_epochs", "weight_decay")
@@ -44,12 +45,6 @@ class Run:
         values = [(name, self.flags[name].value) for name in RECIPE]
         unused = "lr_drops" if self.flags.schedule == "cosine" else "warmup_epochs"
         return tuple((name, str(value)) for name, value in values if name != unused)
-
-    def is_of(self, experiment):
-        """Whether it is a run of an `Experiment`."""
-        ignored = {*RECIPE, *FEATURES, *PLACES, "seed", "overwrite"}
-        wanted = experiment.flags()
-        return all(self.flags[name].value == wanted[name].value for name in wanted if name not in ignored)
 
 
 def read_run(path):
@@ -90,6 +85,14 @@ def find_runs(root):
     return [run for run in found if run]
 
 
+def runs_of(experiment, runs):
+    """Returns those of a list of `Run` that are runs of an `Experiment`."""
+    ignored = {*RECIPE, *FEATURES, *PLACES, "seed", "overwrite"}
+    wanted = experiment.flags()
+    names = [name for name in wanted if name not in ignored]
+    return [run for run in runs if all(run.flags[name].value == wanted[name].value for name in names)]
+
+
 def by_recipe(runs):
     """Returns [(recipe, [run, ...]), ...]: runs that were trained alike; the largest group first."""
     groups = {}
@@ -127,15 +130,13 @@ def result_rows(experiments, runs):
     """
     rows = []
     for experiment in experiments:
-        own = [run for run in runs if run.is_of(experiment)]
-        values = experiment.flags()
-        row = {"dataset": values.dataset, "backbone": values.backbone, "system": experiment.system.system}
-        row |= {"variant": experiment.system.variant, "depth": experiment.depth, "seeds": len(own)}
+        own, values = runs_of(experiment, runs), experiment.flags()
+        row = {"dataset": values.dataset, "backbone": values.backbone, **_names(experiment)}
+        row["seeds"] = len(own)
         measured = [_measured(run) for run in own]
         papers = experiment.paper_row(values.dataset, values.backbone)
         for name in Row._fields:
-            ours, theirs = _mean([numbers[name] for numbers in measured]), getattr(papers, name)
-            row |= {name: ours, f"{name}_paper": theirs, f"{name}_difference": _difference(ours, theirs)}
+            row |= _beside(name, _mean([numbers[name] for numbers in measured]), papers)
         tops = [numbers["top1"] for numbers in measured]
         row["top1_std"] = statistics.stdev(tops) if len(tops) > 1 else None
         row["seconds_per_epoch"] = _mean([run.summary["seconds_per_epoch"] for run in own])
@@ -159,8 +160,19 @@ def _mean(numbers):
     return statistics.fmean(numbers) if numbers and None not in numbers else None
 
 
-def _difference(ours, theirs):
-    return None if ours is None or theirs is None else ours - theirs
+def _names(experiment):
+    return {
+        "system": experiment.system.system,
+        "variant": experiment.system.variant,
+        "depth": experiment.depth,
+    }
+
+
+def _beside(name, ours, papers):
+    """Our number, that of a `paper.Row`, and the difference; None for what is not there."""
+    theirs = getattr(papers, name)
+    difference = None if ours is None or theirs is None else ours - theirs
+    return {name: ours, f"{name}_paper": theirs, f"{name}_difference": difference}
 
 
 def tau_rows(experiments, runs):
@@ -172,19 +184,16 @@ def tau_rows(experiments, runs):
     """
     rows = []
     for experiment in experiments:
-        own = [run for run in runs if run.is_of(experiment) and run.tau_rows]
+        own = [run for run in runs_of(experiment, runs) if run.tau_rows]
         dataset = experiment.flags().dataset
         papers = TAU.get(experiment.depth, {}) if dataset == "food101" else {}
         for tau in sorted({row["tau"] for run in own for row in run.tau_rows}):
             at = [row for run in own for row in run.tau_rows if row["tau"] == tau]
-            row = {"dataset": dataset, "system": experiment.system.system}
-            row |= {"variant": experiment.system.variant, "depth": experiment.depth}
-            row |= {"tau": tau, "seeds": len(at), "mflops": _mean([each["flops"] / 1e6 for each in at])}
-            theirs = papers.get(tau, Row())
+            row = {"dataset": dataset, **_names(experiment), "tau": tau, "seeds": len(at)}
+            row["mflops"] = _mean([each["flops"] / 1e6 for each in at])
             for name, scale in (("active_branches", 1), ("top1", 100)):
                 ours = _mean([scale * each[name] for each in at])
-                row |= {name: ours, f"{name}_paper": getattr(theirs, name)}
-                row[f"{name}_difference"] = _difference(ours, row[f"{name}_paper"])
+                row |= _beside(name, ours, papers.get(tau, Row()))
             rows.append(row)
     return rows
 
@@ -192,22 +201,28 @@ def tau_rows(experiments, runs):
 # === Tables as lists of texts, the first the header ===
 
 
+# Which network a row is of: the columns that both tables begin with.
+_NAMES = [
+    ("data set", lambda row: row["dataset"]),
+    ("system", lambda row: _system(row)),
+    ("d", lambda row: str(row["depth"])),
+]
+
+
 def result_table(rows):
     """Returns result rows as a table (lists of str, the header first), columns without a number left out."""
     columns = [
-        ("data set", lambda row: row["dataset"]),
-        ("system", lambda row: _system(row)),
-        ("d", lambda row: str(row["depth"])),
+        *_NAMES,
         ("seeds", lambda row: str(row["seeds"]) if row["seeds"] > 1 else "-"),
-        ("top-1, %", lambda row: _text(row["top1"], ".2f") + _spread(row["top1_std"])),
-        ("paper", lambda row: _text(row["top1_paper"], ".2f")),
-        ("difference", lambda row: _text(row["top1_difference"], "+.2f")),
-        ("lambda", lambda row: _text(row["active_branches"], ".2f")),
-        ("paper", lambda row: _text(row["active_branches_paper"], ".2f")),
-        ("MFLOPs", lambda row: _text(row["mflops"], ".1f")),
-        ("paper", lambda row: _text(row["mflops_paper"], ".0f")),
-        ("M parameters", lambda row: _text(row["parameters"], ".2f")),
-        ("paper", lambda row: _text(row["parameters_paper"], ".2f")),
+        ("top-1, %", lambda row: number(row["top1"], ".2f") + _spread(row["top1_std"])),
+        ("paper", lambda row: number(row["top1_paper"], ".2f")),
+        ("difference", lambda row: number(row["top1_difference"], "+.2f")),
+        ("lambda", lambda row: number(row["active_branches"], ".2f")),
+        ("paper", lambda row: number(row["active_branches_paper"], ".2f")),
+        ("MFLOPs", lambda row: number(row["mflops"], ".1f")),
+        ("paper", lambda row: number(row["mflops_paper"], ".0f")),
+        ("M parameters", lambda row: number(row["parameters"], ".2f")),
+        ("paper", lambda row: number(row["parameters_paper"], ".2f")),
     ]
     return _table(columns, rows)
 
@@ -215,26 +230,20 @@ def result_table(rows):
 def tau_table(rows):
     """Returns tau rows as a table (lists of str, the header first), columns without a number left out."""
     columns = [
-        ("data set", lambda row: row["dataset"]),
-        ("system", lambda row: _system(row)),
-        ("d", lambda row: str(row["depth"])),
+        *_NAMES,
         ("tau", lambda row: f"{row['tau']:g}"),
-        ("lambda", lambda row: _text(row["active_branches"], ".2f")),
-        ("paper", lambda row: _text(row["active_branches_paper"], ".2f")),
-        ("top-1, %", lambda row: _text(row["top1"], ".2f")),
-        ("paper", lambda row: _text(row["top1_paper"], ".2f")),
-        ("difference", lambda row: _text(row["top1_difference"], "+.2f")),
-        ("MFLOPs", lambda row: _text(row["mflops"], ".1f")),
+        ("lambda", lambda row: number(row["active_branches"], ".2f")),
+        ("paper", lambda row: number(row["active_branches_paper"], ".2f")),
+        ("top-1, %", lambda row: number(row["top1"], ".2f")),
+        ("paper", lambda row: number(row["top1_paper"], ".2f")),
+        ("difference", lambda row: number(row["top1_difference"], "+.2f")),
+        ("MFLOPs", lambda row: number(row["mflops"], ".1f")),
     ]
     return _table(columns, rows)
 
 
 def _system(row):
     return f"{row['system']}, {row['variant'].replace('_', ' ')}" if row["variant"] else row["system"]
-
-
-def _text(number, form):
-    return "-" if number is None else f"{number:{form}}"
 
 
 def _spread(deviation):

@@ -41,6 +41,20 @@ class BatchNorm(keras.layers.BatchNormalization):
         return outputs
 
 
+def convolution(filters, kernel_size, strides=1, dtype=None, name=None):
+    """Returns a convolution that keeps the size times 1/strides, without bias: a normalisation follows."""
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        dtype=dtype,
+        name=name,
+    )
+
+
 @keras.saving.register_keras_serializable("dynkhydra_tf")
 class ConvBN(keras.Layer):
     """Convolution without bias, batch normalisation, ReLU: one unit, that `fold` makes one convolution.
@@ -76,16 +90,7 @@ class ConvBN(keras.Layer):
                 name="depthwise",
             )
             kernel_size, strides = 1, 1
-        self.conv = keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            dtype=self.dtype_policy,
-            name="conv",
-        )
+        self.conv = convolution(filters, kernel_size, strides, dtype=self.dtype_policy, name="conv")
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
         self.folded = False
 

@@ -11,7 +11,7 @@ import dataclasses
 import keras
 
 from dynkhydra_tf.backbones.base import CutBackbone, scaled
-from dynkhydra_tf.backbones.blocks import BatchNorm, ConvBN
+from dynkhydra_tf.backbones.blocks import BatchNorm, ConvBN, convolution
 
 GROWTH = 3
 
@@ -38,7 +38,7 @@ class DenseLayer(keras.Layer):
         self.growth = growth
         self.norm = NormReLU(dtype=self.dtype_policy, name="norm")
         self.bottleneck = ConvBN(4 * growth, 1, dtype=self.dtype_policy, name="bottleneck")
-        self.conv = _conv(growth, 3, self.dtype_policy, "conv")
+        self.conv = convolution(growth, 3, dtype=self.dtype_policy, name="conv")
 
     def build(self, input_shape):
         """Creates the weights."""
@@ -71,13 +71,13 @@ class DenseNet(CutBackbone):
     def first_layers(self, width, dtype):
         """Returns the first convolution, two blocks and their transitions."""
         growth = scaled(GROWTH, width)
-        layers, channels = [_conv(2 * growth, 3, dtype, "conv")], 2 * growth
+        layers, channels = [convolution(2 * growth, 3, dtype=dtype, name="conv")], 2 * growth
         for number, count in ((1, 3 * self.depth), (2, 6 * self.depth)):
             layers += _block(number, count, growth, dtype)
             channels = (channels + count * growth) // 2
             layers += [
                 NormReLU(dtype=dtype, name=f"transition{number}_norm"),
-                _conv(channels, 1, dtype, f"transition{number}_conv"),
+                convolution(channels, 1, dtype=dtype, name=f"transition{number}_conv"),
                 keras.layers.AveragePooling2D(
                     2, padding="same", dtype=dtype, name=f"transition{number}_pool"
                 ),
@@ -94,15 +94,3 @@ def _block(number, count, growth, dtype):
     return [
         DenseLayer(growth, dtype=dtype, name=f"block{number}_layer{layer}") for layer in range(1, count + 1)
     ]
-
-
-def _conv(filters, kernel_size, dtype, name):
-    return keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        dtype=dtype,
-        name=name,
-    )

@@ -17,7 +17,7 @@ from absl import logging
 
 from dynkhydra_tf.data.decoding import FORMATS, MAX_PIXELS, claimed_size, decode_picture
 from dynkhydra_tf.data.folders import readable
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import replacing, user_cache_dir
 
 BAD = -1  # in place of a file's hash
 
@@ -41,14 +41,14 @@ def check_files(root, paths, cache_dir=None):
     Args:
         root: the folder.
         paths: (n,) bytes, relative to it.
-        cache_dir: where what was found is kept; None: `default_cache_dir()`.
+        cache_dir: where what was found is kept; None: `user_cache_dir("folders")`.
 
     Returns:
         Check.
     """
     states = [_state(root, path) for path in paths]
     key = hashlib.sha256(b"\0".join([os.fsencode(os.path.abspath(root)), *paths, *states])).hexdigest()
-    cache_dir = default_cache_dir() if cache_dir is None else os.path.expanduser(cache_dir)
+    cache_dir = user_cache_dir("folders") if cache_dir is None else os.path.expanduser(cache_dir)
     cached = pathlib.Path(cache_dir) / f"folder-{key[:32]}.npy"
     hashes = _read_cache(cached, len(paths))
     if hashes is None:
@@ -84,12 +84,6 @@ def why_bad(path):
     except tf.errors.InvalidArgumentError:
         return "damaged or cut off"
     return "could not be read before"
-
-
-def default_cache_dir():
-    """`dynkhydra_tf/folders` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache)."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache_home) / "dynkhydra_tf" / "folders"
 
 
 def _state(root, path):

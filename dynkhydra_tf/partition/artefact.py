@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,7 @@ class ClassPartition:
         lines = [f"  {json.dumps(key)}: {_json(value)}," for key, value in head.items()]
         clusters = ",\n".join(f"    {_json(names)}" for names in self.clusters)
         text = "\n".join(["{", *lines, f'  "clusters": [\n{clusters}\n  ]', "}", ""])
-        with replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     @classmethod
     def load(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import replacing, user_cache_dir
 from dynkhydra_tf.partition.extractors import Extractor
 
 
@@ -71,9 +71,8 @@ def class_means(
 
 
 def default_cache_dir() -> pathlib.Path:
-    """`dynkhydra_tf/class_means` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache)."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache_home) / "dynkhydra_tf" / "class_means"
+    """Where the class means are kept: `class_means` in the user's cache folder."""
+    return user_cache_dir("class_means")
 
 
 def _compute(data, extractor, images_per_class, batch_size, progress) -> np.ndarray:

@@ -4,7 +4,7 @@ import pathlib
 
 import tensorflow as tf
 
-from dynkhydra_tf.files import replacing
+from dynkhydra_tf.files import write_text
 
 MODELS = """\
 # tensorflow_model_server --model_config_file=/models/{name}/models.config
@@ -53,8 +53,8 @@ def write_server_files(directory, name, batch_sizes):
     sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes)
     texts = {"models.config": MODELS, "batching_parameters.txt": BATCHING, "monitoring.config": MONITORING}
     for file, text in texts.items():
-        with replacing(pathlib.Path(directory) / file) as beside:
-            beside.write_text(text.format(name=name, sizes=sizes, largest=max(batch_sizes)), encoding="utf-8")
+        content = text.format(name=name, sizes=sizes, largest=max(batch_sizes))
+        write_text(pathlib.Path(directory) / file, content)
 
 
 def write_warmup(directory, size, input_dtype, batch_sizes):
