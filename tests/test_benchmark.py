@@ -35,8 +35,8 @@ def test_comparison_names_what_lies_outside_both_spreads():
 
     assert "SLOWER" in command.compare(run(1.0, 1.1, 1.2), run(1.3, 1.4, 1.5))
     assert "faster" in command.compare(run(1.3, 1.4, 1.5), run(1.0, 1.1, 1.2))
-    assert "Nothing" in command.compare(run(1.0, 1.1, 1.2), run(1.1, 1.3, 1.5))
-    assert "Nothing" in command.compare({}, run(1.1, 1.3, 1.5))
+    assert "None of 1 times" in command.compare(run(1.0, 1.1, 1.2), run(1.1, 1.3, 1.5))
+    assert "Nothing was measured in both" in command.compare({}, run(1.1, 1.3, 1.5))
 
 
 def test_the_gate_spreads_and_tau_sets_lambda():
@@ -59,7 +59,7 @@ def test_masked_and_served_answer_alike(tmp_path):
     subjects.export_static(model, tmp_path / "limit", 2)
     models = {name: tmp_path / name for name in ("hydra", "masked", "limit")}
     result = inference.run_job(models, images, [2], 1, 0.0)
-    answers = result["probabilities"]
+    answers = {name: outputs["probabilities"] for name, outputs in result["answers"].items()}
     np.testing.assert_allclose(answers["hydra"], answers["masked"], atol=1e-5)
     right = tf.nn.softmax(model(images[:64], tau=tau)["logits"])
     np.testing.assert_allclose(answers["hydra"], right, atol=1e-5)
@@ -67,6 +67,10 @@ def test_masked_and_served_answer_alike(tmp_path):
     times = result["times_ms"][2]
     assert {len(requests) for requests in times.values()} == {64}
     assert all(min(min(rounds) for rounds in requests) > 0 for requests in times.values())
+
+
+def _hundredth(value):
+    return {key: value[key] / 100 if key in ("ms", "low", "high") else value[key] for key in value}
 
 
 @pytest.mark.slow
@@ -81,7 +85,8 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     options += ["--training_batch_size=16", "--training_steps=2", f"--output_dir={tmp_path}"]
     assert benchmark(*options) is None
     printed = capsys.readouterr().out
-    for text in ("hydra, lambda 2", "HydraRes, d=2, K=4", "Growth at lambda 2", "dense / routed", "images/s"):
+    texts = ["hydra, lambda 2", "HydraRes, d=2, K=4", "Of the time at lambda 2: stem", "Growth at lambda 2"]
+    for text in (*texts, "dense / routed", "images/s"):
         assert text in printed
     assert (tmp_path / "inference_1.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "benchmark.json").read_text())
@@ -90,6 +95,11 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     assert first["num_branches"] == 4 and first["dense_over_routed"] > 0
     assert (deeper["depth"], deeper["dense_over_routed"]) == (2, None)  # dense at the first depth only
     assert results["input"]["images_per_s"] > 0 and results["input"]["times_the_model"] > 0
+    # Every section is compared: against a hundredth of its times, all is slower.
+    older = json.loads((tmp_path / "benchmark.json").read_text(), object_hook=_hundredth)
+    text = command.compare(older, results)
+    for section in command.SECTIONS:
+        assert f"\n{section}, " in text
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,13 @@ def test_bad_input(benchmark, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["[]", '{"growth": [{"depth": 3}]}', '{"inference": 7}'])
+def test_other_json(benchmark, capsys, tmp_path, content):
+    (tmp_path / "older.json").write_text(content)
+    assert benchmark(f"--compare={tmp_path / 'older.json'}", f"--output_dir={tmp_path}") == 2
+    assert "is no benchmark.json of this version" in capsys.readouterr().err
+
+
 def test_unknown_section(run_command, capsys):
     assert run_command(lambda options: command.main(options, ["speed"]), command.define_flags) == 2
     assert "There are the sections inference, edge, growth, training, input" in capsys.readouterr().err
@@ -118,4 +135,4 @@ def test_limits_are_measured():
 
 
 def test_input_pipeline_is_measured(capsys):
-    assert training.input_pipeline(64, 5)["images_per_s"] > 100
+    assert training.input_pipeline(64, 10)["images_per_s"] > 100

@@ -209,7 +209,7 @@ def measure(subjects, images, batch_size, threads, seconds):
     places = {key: subject.place for key, subject in subjects.items()}
     result = run_job(places, images, [batch_size], threads, seconds, len(images) // batch_size)
     for key, subject in subjects.items():
-        errors = np.abs(result["probabilities"][key] - subject.probabilities).max(axis=1)
+        errors = np.abs(result["answers"][key]["probabilities"] - subject.probabilities).max(axis=1)
         # All images but one: a gate probability may lie at tau so closely that rounding decides.
         error = np.sort(errors)[-2]
         if not error <= TOLERANCE:

@@ -6,7 +6,7 @@
 
 The tables are printed; all numbers go to OUTPUT_DIR/benchmark.json, and inference is drawn there. What is
 compared is measured in one run, in turn, after a warm-up; times are medians. --compare names what became
-slower than in an older file by more than the spread of both.
+slower than in an older file, in any section, by more than the spread of both.
 """
 
 import json
@@ -103,23 +103,42 @@ def main(options, sections):
 
 
 def compare(older, newer):
-    """Returns what became slower or faster in inference, beyond the quartiles of both, as text.
+    """Returns what became slower or faster, beyond the quartiles of both, as text.
 
     Args:
-        older, newer: contents of two benchmark.json.
+        older, newer: contents of two benchmark.json. What only one of them has is left out.
     """
-    before = {(row["threads"], row["batch_size"]): row["subjects"] for row in older.get("inference", [])}
-    rows = [["", "threads", "batch", "older ms", "newer ms", ""]]
-    for row in newer.get("inference", []):
-        for name, now in row["subjects"].items():
-            then = before.get((row["threads"], row["batch_size"]), {}).get(name)
-            if then and (now["low"] > then["high"] or now["high"] < then["low"]):
-                verdict = "SLOWER" if now["ms"] > then["ms"] else "faster"
-                times = [f"{then['ms']:.2f}", f"{now['ms']:.2f}"]
-                rows.append([name, str(row["threads"]), str(row["batch_size"]), *times, verdict])
+    before, after = _timings(older), _timings(newer)
+    both = [what for what in after if what in before]
+    if not both:
+        return "Nothing was measured in both runs."
+    rows = [["", "older ms", "newer ms", ""]]
+    for what in both:
+        then, now = before[what], after[what]
+        if now["low"] > then["high"] or now["high"] < then["low"]:
+            verdict = "SLOWER" if now["ms"] > then["ms"] else "faster"
+            rows.append([what, f"{then['ms']:.2f}", f"{now['ms']:.2f}", verdict])
     if len(rows) == 1:
-        return "Nothing in inference changed beyond the quartiles of both runs."
-    return table(rows, text_columns=(0, 5))
+        return f"None of {len(both)} times changed beyond the quartiles of both runs."
+    return table(rows, text_columns=(0, 3))
+
+
+def _timings(results):
+    """{what: {"ms", "low", "high"}} of all sections of a benchmark.json."""
+    found = {}
+    for section in ("inference", "edge"):
+        for row in results.get(section, []):
+            where = f"{section}, threads {row['threads']}, batch {row['batch_size']}"
+            found |= {f"{where}: {name}": times for name, times in row["subjects"].items()}
+    for row in results.get("growth", []):
+        where = f"growth, d={row['depth']}, nb={row['num_branches']}"
+        found |= {f"{where}, batch {size}": times for size, times in row["batches"].items()}
+    for row in results.get("training", []):
+        where = f"training, d={row['depth']}, nb={row['num_branches']}, batch {row['batch_size']}"
+        found |= {f"{where}: {name}": times for name, times in row["steps"].items()}
+    if "input" in results:
+        found[f"input, batch {results['input']['batch_size']}"] = results["input"]
+    return found
 
 
 def machine_limits(size=2048, turns=7):
@@ -158,9 +177,15 @@ def _numbers(texts, name, most=None):
 
 def _read(path):
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        _timings(results)
     except (OSError, ValueError) as error:
         raise UserError(f"--compare={path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--compare={path} is no benchmark.json of this version ({error!r}); measure it anew"
+        ) from error
+    return results
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Inference: the served graph against its limit and against what else one could serve; and how it grows.
 
-The limit is stem + gater + lambda branches + combiner on the whole batch, with nothing to choose.
+The limit is stem + gater + lambda branches + combiner on the whole batch, with nothing to choose. The stem
+alone, and the stem and the gater, are measured too: the differences say where the time goes.
 """
 
 import pathlib
@@ -17,6 +18,8 @@ from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import edge, native
 from dynkhydra_tf.text import table
+
+STEM, STEM_GATER = "stem", "stem, gater"
 
 
 def run_job(models, images, batch_sizes, threads, seconds, requests=None):
@@ -99,7 +102,10 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
     images = subjects.images(256)
     model = subjects.make_hydra(depth, num_branches)
     flops = hydra_costs(model)["flops"]
-    megaflops, models, expected = {}, {}, {}
+    subjects.export_static(model, folder / "stem", 0, gater=False)
+    subjects.export_static(model, folder / "gater", 0)
+    models = {STEM: folder / "stem", STEM_GATER: folder / "gater"}
+    megaflops = {STEM: flops["stem"] / 1e6, STEM_GATER: (flops["stem"] + flops["gater"]) / 1e6}
     for count in active:
         tau = subjects.tau_for(model, images, count)
         name, limit = f"hydra, lambda {count}", f"limit, lambda {count}"
@@ -127,20 +133,33 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
     for count in threads:
         result = run_job(models, images, batch_sizes, count, seconds)
         for name, same in expected.items():
-            error = np.abs(result["probabilities"][name] - result["probabilities"][same]).max()
+            answers = [result["answers"][which]["probabilities"] for which in (name, same)]
+            error = np.abs(answers[0] - answers[1]).max()
             if not error < 1e-4:
                 raise RuntimeError(f"{name} differs from the dense computation by {error}")
         for size in batch_sizes:
             summary = summarise(result["times_ms"][size], reference)
             results.append({"threads": count, "batch_size": size, "subjects": summary})
             say(f"\n{count} thread{'s'[: count > 1]}, batch {size}; d={depth}, nb={num_branches}")
-            rows = [["", "MFLOPs", "ms", "quartiles", "x limit"]]
+            rows = [["", "MFLOPs", "ms", "quartiles", "GFLOP/s", "x limit"]]
             for name, numbers in summary.items():
-                quartiles = f"{numbers['low']:.2f} - {numbers['high']:.2f}"
-                row = [f"{megaflops[name]:.0f}", f"{numbers['ms']:.2f}", quartiles, f"{numbers['over']:.2f}"]
+                row = [f"{megaflops[name]:.0f}", f"{numbers['ms']:.2f}"]
+                row += [f"{numbers['low']:.2f} - {numbers['high']:.2f}"]
+                row += [f"{megaflops[name] * size / numbers['ms']:.0f}", f"{numbers['over']:.2f}"]
                 rows.append([name, *row])
             say(table(rows))
+            say(_shares(summary, first))
     return results
+
+
+def _shares(summary, count):
+    """Where the time of a Hydra at lambda `count` goes, as text."""
+    places = {"stem": STEM, "gater": STEM_GATER, "branches and combiner": f"limit, lambda {count}"}
+    places["choosing"] = f"hydra, lambda {count}"
+    ends = [summary[name]["ms"] for name in places.values()]
+    parts = zip(places, ends, [0.0, *ends], strict=False)
+    shares = ", ".join(f"{part} {(end - start) / ends[-1]:.0%}" for part, end, start in parts)
+    return f"Of the time at lambda {count}: {shares}"
 
 
 def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say=print):
@@ -156,7 +175,7 @@ def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say
         say: callable for the table's text.
 
     Returns:
-        list of dicts: batch_size, and for each subject ms, low, high, over (the first SavedModel).
+        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the first SavedModel).
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
     model = subjects.make_hydra(depth, num_branches)
@@ -186,7 +205,7 @@ def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say
                         taken[name][index].append((time.perf_counter() - start) * 1e3)
             rounds += 1
             end = end or time.perf_counter() + seconds
-        results.append({"batch_size": size, "subjects": summarise(taken, reference)})
+        results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference)})
     for model in served:
         model.close()
     say(f"\nEdge runtimes, called from Python, one thread; d={depth}, nb={num_branches}; ms")
@@ -207,7 +226,8 @@ def growth(folder, depths, branch_counts, seconds, say=print):
         say: callable for each table's text.
 
     Returns:
-        list of dicts: depth, num_branches, ms by batch size, load_ms, graph_kb, weights_mb, process_mb.
+        list of dicts: depth, num_branches, batches ({"1", "64": ms, low, high}), load_ms, graph_kb,
+        weights_mb, process_mb.
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
     sizes = [(depths[0], nb) for nb in branch_counts] + [(d, branch_counts[0]) for d in depths[1:]]
@@ -222,12 +242,12 @@ def growth(folder, depths, branch_counts, seconds, say=print):
     for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
         alone = run_job({name: path}, images, [], 1, 0)
         weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
-        summaries = {size: summarise(together["times_ms"][size], name)[name]["ms"] for size in (1, 64)}
+        batches = {str(size): summarise(together["times_ms"][size], name)[name] for size in (1, 64)}
         results.append(
             {
                 "depth": depth,
                 "num_branches": branches,
-                "ms": summaries,
+                "batches": batches,
                 "load_ms": float(np.median(together["load_ms"][name])),
                 "graph_kb": (path / "saved_model.pb").stat().st_size / 1e3,
                 "weights_mb": weights / 1e6,
@@ -237,7 +257,8 @@ def growth(folder, depths, branch_counts, seconds, say=print):
     say("\nGrowth at lambda 2, one thread")
     rows = [["d", "nb", "ms at batch 1", "at 64", "load ms", "graph KB", "weights MB", "process MB"]]
     for row in results:
-        numbers = [f"{row['ms'][1]:.2f}", f"{row['ms'][64]:.1f}", f"{row['load_ms']:.0f}"]
+        numbers = [f"{row['batches']['1']['ms']:.2f}", f"{row['batches']['64']['ms']:.1f}"]
+        numbers += [f"{row['load_ms']:.0f}"]
         numbers += [f"{row['graph_kb']:.0f}", f"{row['weights_mb']:.1f}", f"{row['process_mb']:.0f}"]
         rows.append([str(row["depth"]), str(row["num_branches"]), *numbers])
     say(table(rows, text_columns=()))

@@ -5,7 +5,7 @@
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 128 images make,
 2 to 64}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
-"times_ms": {B: {name: [n requests][rounds]}}, "probabilities": {name: of the first 64 images}}.
+"times_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
 down for a while slows all alike.
@@ -80,8 +80,8 @@ def main(job_path, result_path):
         "memory_mb": memory_mb,
         "process_mb": rss_mb(),
         "times_ms": {size: times(models, job, size) for size in job["batch_sizes"]},
-        "probabilities": {
-            name: model.run({"images": job["images"][:64]}, job["models"][name][1])["probabilities"]
+        "answers": {
+            name: model.run({"images": job["images"][:64]}, job["models"][name][1])
             for name, model in models.items()
         },
     }

@@ -88,13 +88,20 @@ def export_hydra_at(model, path, taus):
     return names
 
 
-def export_static(model, path, active):
-    """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen."""
+def export_static(model, path, active, gater=True):
+    """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen.
+
+    With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
+    """
     graph, branches = _folded(model, active)
 
     def static(batch):
         features = graph.stem(graph.normalize(batch))
+        if not gater:
+            return {"features": tf.reduce_mean(features, axis=(1, 2))}
         gate = tf.nn.softmax(graph.gater(features))
+        if not branches:
+            return {"gate": gate}
         combined = tf.add_n([branch(features) for branch in branches])
         return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gate}
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 from dynkhydra_tf.benchmark import subjects
 from dynkhydra_tf.data import Augmentation, load_data, training_batches
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.text import number
 
 ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
 DENSE_ROUNDS = 4  # a dense step takes seconds
@@ -36,8 +37,9 @@ def measure(depth, num_branches, batch_size, rounds, dense_rounds):
 
     Returns:
         dict: depth, num_branches, batch_size, active_branches; routed_first_step_s (building included),
-        routed_peak_mb; in ms a step routed_ms, optimizer_ms, branches_ms (forward and back, on features that
-        are there); the same of dense and dense_over_routed, or None for this one.
+        routed_peak_mb, and the same of dense; steps: {"routed", "dense", "optimizer", "branches" (forward and
+        back, on features that are there): {"ms", "low", "high"}}, median and quartiles; dense_over_routed,
+        None without dense steps.
     """
     batch = subjects.images(batch_size), np.arange(batch_size, dtype=np.int32) % subjects.NUM_CLASSES
     batch = tuple(map(tf.constant, batch))
@@ -74,9 +76,15 @@ def measure(depth, num_branches, batch_size, rounds, dense_rounds):
             run()
             if turn:
                 taken[name].append((time.perf_counter() - start) * 1e3)
-    found |= {f"{name}_ms": float(np.median(times)) for name, times in taken.items()}
+    found["steps"] = {name: _spread(times) for name, times in taken.items()}
     ratios = np.array(taken.get("dense", [])) / np.array(taken["routed"][:dense_rounds])
     return found | {"dense_over_routed": float(np.median(ratios)) if dense_rounds else None}
+
+
+def _spread(times):
+    """{"ms", "low", "high"}: the median of times in ms, and their quartiles."""
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return {"ms": float(median), "low": float(low), "high": float(high)}
 
 
 def _branches_alone(model, images):
@@ -137,15 +145,15 @@ def training(depths, branch_counts, batch_size, rounds, say=print):
 
 def images_per_s(row):
     """What the routed model of a row of `training` eats."""
-    return row["batch_size"] / row["routed_ms"] * 1e3
+    return row["batch_size"] / row["steps"]["routed"]["ms"] * 1e3
 
 
 def _cells(row):
+    ms = {name: times["ms"] for name, times in row["steps"].items()}
     cells = [str(row["depth"]), str(row["num_branches"]), f"{row['active_branches']:.2f}"]
-    cells += [f"{row['routed_first_step_s']:.1f}", f"{row['routed_ms']:.0f}", f"{images_per_s(row):.0f}"]
-    ratio = row["dense_over_routed"]
-    cells += ["-", "-"] if ratio is None else [f"{row['dense_ms']:.0f}", f"{ratio:.2f}"]
-    cells += [f"{row[part] / row['routed_ms']:.0%}" for part in ("branches_ms", "optimizer_ms")]
+    cells += [f"{row['routed_first_step_s']:.1f}", f"{ms['routed']:.0f}", f"{images_per_s(row):.0f}"]
+    cells += [number(ms.get("dense"), ".0f"), number(row["dense_over_routed"], ".2f")]
+    cells += [f"{ms[part] / ms['routed']:.0%}" for part in ("branches", "optimizer")]
     return [*cells, f"{row['routed_peak_mb']:.0f}"]
 
 
@@ -153,11 +161,12 @@ def input_pipeline(batch_size, batches, row=None, say=print):
     """Measures the training pipeline alone, on digits at 32 x 32: gather, shift, mirror, cutout.
 
     Args:
-        batch_size: B. batches: int. row: of `training`, the model to compare with, or None.
+        batch_size: B. batches: int, at least 10. row: of `training`, the model to compare with, or None.
         say: callable for the text.
 
     Returns:
-        dict: images_per_s; with a row also times_the_model, that over what the model eats.
+        dict: batch_size; ms, low, high (median and quartiles of a batch); images_per_s; with a row also
+        times_the_model, that over what the model eats.
     """
     data = load_data("digits")
     augment = Augmentation(data.image_size, data.mean, 4, True, 16)
@@ -165,11 +174,15 @@ def input_pipeline(batch_size, batches, row=None, say=print):
     stream = iter(training_batches(data, batch_size, epochs + 1, 0, augment))
     for _ in range(10):
         next(stream)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(stream)
-    rate = batches * batch_size / (time.perf_counter() - start)
-    found, text = {"images_per_s": rate}, ""
+    taken, turns = [], 10  # several batches a turn: one may be ready before it is asked for
+    for _ in range(turns):
+        start = time.perf_counter()
+        for _ in range(batches // turns):
+            next(stream)
+        taken.append((time.perf_counter() - start) * 1e3 / (batches // turns))
+    times = _spread(taken)
+    rate = batch_size / times["ms"] * 1e3
+    found, text = {"batch_size": batch_size, **times, "images_per_s": rate}, ""
     if row:
         found["times_the_model"] = rate / images_per_s(row)
         text = f", {found['times_the_model']:.1f} times what d={row['depth']}, nb={row['num_branches']} eats"
