@@ -165,7 +165,7 @@ def _shares(summary, count):
 def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say=print):
     """Measures LiteRT and ONNX Runtime, where they are installed, beside the SavedModel; one thread, in turn.
 
-    Here the clock covers the call from Python.
+    Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does.
 
     Args:
         folder: where to export to.
@@ -208,7 +208,7 @@ def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say
         results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference)})
     for model in served:
         model.close()
-    say(f"\nEdge runtimes, called from Python, one thread; d={depth}, nb={num_branches}; ms")
+    say(f"\nEdge runtimes, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
     rows = [["", *(f"batch {size}" for size in batch_sizes)]]
     rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]
     say(table(rows))
