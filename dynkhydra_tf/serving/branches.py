@@ -27,7 +27,8 @@ class StackedBranches(tf.Module):
     """All branches as one variable (N, P/16, 16), of which a branch's weights are a slice that is not copied.
 
     One image: K slots, one inside the other; each but the first under its own tf.cond, "is there one more
-    branch?". A batch: a loop over the branches that some image needs, each on its own images.
+    branch?". A batch: a loop over the branches that some image needs, each on its own images. The variable is
+    read once, before: TensorFlow runs functions that read one in turn, and these side by side.
 
     Args:
         model: `Hydra` in float32.
@@ -45,10 +46,11 @@ class StackedBranches(tf.Module):
             rows.append(np.concatenate([_aligned(weight.numpy()) for weight in self._weights]))
         self._sizes = [-(-weight.value.shape.num_elements() // _ALIGNED) for weight in self._weights]
         self._rows = tf.Variable(np.stack(rows), trainable=False, name="branches")
+        stack = tf.TensorSpec(self._rows.shape, tf.float32)
         features = tf.TensorSpec(model.branches.features_shape, tf.float32)
         # Runs one branch (() int32) on features (n, H, W, C); a function, so that the file holds it once.
         self._run = tf.function(
-            self._trace, input_signature=[tf.TensorSpec((), tf.int32), features], autograph=False
+            self._trace, input_signature=[stack, tf.TensorSpec((), tf.int32), features], autograph=False
         ).get_concrete_function()
 
     def __call__(self, features, gate, selected):
@@ -63,15 +65,16 @@ class StackedBranches(tf.Module):
             (B, h, w, c) float32.
         """
         weights = combination_weights(gate, selected, self.combine)
+        stack = tf.identity(self._rows)
         combined = tf.cond(
             tf.shape(features)[0] == 1,
-            lambda: self._one_image(features, weights[0], selected[0]),
-            lambda: self._batch(features, weights, selected),
+            lambda: self._one_image(stack, features, weights[0], selected[0]),
+            lambda: self._batch(stack, features, weights, selected),
         )
         return tf.ensure_shape(combined, (None, *self.projection_shape))
 
-    def _trace(self, branch, features):
-        parts = tf.split(self._rows[branch], self._sizes)
+    def _trace(self, stack, branch, features):
+        parts = tf.split(stack[branch], self._sizes)
         values = [
             tf.reshape(tf.reshape(part, [-1])[: weight.value.shape.num_elements()], weight.shape)
             for part, weight in zip(parts, self._weights, strict=True)
@@ -79,13 +82,13 @@ class StackedBranches(tf.Module):
         with keras.StatelessScope(state_mapping=list(zip(self._weights, values, strict=True))):
             return self._body(features)
 
-    def _one_image(self, features, weights, selected):
+    def _one_image(self, stack, features, weights, selected):
         # The selected branches are the first ones in the order of their weights (N,).
         weight, branch = tf.math.top_k(weights, self.top_k)
         count = tf.reduce_sum(tf.cast(selected, tf.int32))
 
         def slot(rank, combined):
-            projection = self._run(branch[rank], features)
+            projection = self._run(stack, branch[rank], features)
             if self.combine != "sum":
                 projection *= weight[rank]
             combined = projection if combined is None else combined + projection
@@ -95,7 +98,7 @@ class StackedBranches(tf.Module):
 
         return slot(0, None)
 
-    def _batch(self, features, weights, selected):
+    def _batch(self, stack, features, weights, selected):
         # Sorted by branch, the rows of one branch are a slice, and that costs nothing.
         selected = tf.cast(selected, tf.int32)
         branch, image = tf.unstack(tf.where(tf.transpose(selected)), axis=1)  # (R,) each
@@ -107,7 +110,7 @@ class StackedBranches(tf.Module):
 
         def run(turn, projections):
             own = slice(end[needed[turn]] - count[needed[turn]], end[needed[turn]])
-            return turn + 1, projections.write(turn, self._run(needed[turn], rows[own]))
+            return turn + 1, projections.write(turn, self._run(stack, needed[turn], rows[own]))
 
         # Collected, not added up on the way: each addition would copy the sum.
         shape = (None, *self.projection_shape)
