@@ -141,7 +141,9 @@ def save_embedding(points, labels, partition, path):
     """
     side = float(np.clip(1.35 * np.sqrt(partition.num_classes), 7, 40))  # inches; room for all the names
     three = points.shape[1] == 3
-    figure = Figure(figsize=(side + 4, side), layout="constrained")
+    width, height = np.ptp(points, axis=0)[:2]
+    shape = 1 if three or not width else float(np.clip(height / width, 0.6, 1.6))
+    figure = Figure(figsize=(side / shape**0.5 + 4, side * shape**0.5), layout="constrained")
     axes = figure.add_subplot(projection="3d" if three else None)
     cluster_of_class = np.array(partition.cluster_of_class)
     signs = []

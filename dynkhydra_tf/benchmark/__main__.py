@@ -12,6 +12,7 @@ slower than in an older file, in any section, by more than the spread of both.
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -47,11 +48,11 @@ def define_flags(flag_values):
     define(numbers, "threads", ["1", "2"], "Threads of the server.")
     define(numbers, "growth_depths", ["3", "1", "5"], "d of the networks in growth; the first with each nb.")
     define(numbers, "growth_branches", ["20", "10", "50", "100"], "nb in growth; the first with each d.")
-    define(numbers, "training_depths", ["1", "3", "9"], "d in training; the first with each nb.")
+    define(numbers, "training_depths", ["1", "3"], "d in training; the first with each nb.")
     define(numbers, "training_branches", ["20", "10", "50"], "nb in training; the first with each d.")
     define(whole, "training_batch_size", 128, "Images in a training step.", lower_bound=1)
-    define(whole, "training_steps", 8, "Training steps of each kind.", lower_bound=1)
-    define(flags.DEFINE_float, "seconds", 20.0, "At least so long for each comparison.", lower_bound=0.0)
+    define(whole, "training_steps", 6, "Training steps of each kind.", lower_bound=1)
+    define(flags.DEFINE_float, "seconds", 10.0, "At least so long for each comparison.", lower_bound=0.0)
     define(flags.DEFINE_bool, "onednn", False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
     define(flags.DEFINE_string, "output_dir", "benchmark_results", "Where benchmark.json goes.")
     define(flags.DEFINE_string, "compare", None, "An older benchmark.json.")
@@ -70,34 +71,42 @@ def main(options, sections):
     older = _read(options.compare) if options.compare else None
     check_writable(options.output_dir, "output_dir")
 
+    sys.stdout.reconfigure(line_buffering=True)  # each table as soon as it is measured, in a file too
     environment = describe(options.onednn)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     limits = machine_limits()
     print(", ".join(f"{key} {value:.0f}" for key, value in limits.items()))
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn))  # for the processes that answer requests
-    results = {"environment": environment, "limits": limits}
+    results = {"environment": environment, "limits": limits, "minutes": {}}
+    network, usual = (options.depth, options.num_branches), inference.usual(active)
     with tempfile.TemporaryDirectory() as folder:
-        if "inference" in sections:
-            sized = (options.depth, options.num_branches, active, batch_sizes, threads)
-            results["inference"] = inference.compare(folder, *sized, options.seconds)
-        if "edge" in sections:
-            sized = (options.depth, options.num_branches, active, batch_sizes)
-            results["edge"] = inference.edge_runtimes(folder, *sized, options.seconds)
-        if "growth" in sections:
-            results["growth"] = inference.growth(folder, *growth, options.seconds)
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
-    if "training" in sections:
-        results["training"] = training.training(*sizes, options.training_batch_size, options.training_steps)
-    if "input" in sections:
-        row = next(iter(results.get("training", [])), None)
-        results["input"] = training.input_pipeline(options.training_batch_size, 200, row)
+        measure = {
+            "inference": lambda: inference.compare(
+                folder, *network, active, batch_sizes, threads, options.seconds
+            ),
+            "edge": lambda: inference.edge_runtimes(folder, *network, usual, batch_sizes, options.seconds),
+            "growth": lambda: inference.growth(folder, *growth, options.seconds),
+            "training": lambda: training.training(
+                *sizes, options.training_batch_size, options.training_steps
+            ),
+            "input": lambda: training.input_pipeline(
+                options.training_batch_size, 200, next(iter(results.get("training", [])), None)
+            ),
+        }
+        for section in filter(sections.__contains__, SECTIONS):
+            # For the processes that it starts; training always has oneDNN.
+            os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn or section == "training"))
+            start = time.perf_counter()
+            results[section] = measure[section]()
+            results["minutes"][section] = (time.perf_counter() - start) / 60
     path = pathlib.Path(options.output_dir) / "benchmark.json"
     write_json(path, results)
     if "inference" in results:
         for count in threads:
             rows = [row for row in results["inference"] if row["threads"] == count]
             figures.save_inference_times(rows, path.with_name(f"inference_{count}.png"))
-    print(f"\nWritten: {', '.join(str(file) for file in sorted(path.parent.glob('*.*')))}")
+    written = ", ".join(str(file) for file in sorted(path.parent.glob("*.*")))
+    took = ", ".join(f"{section} {minutes:.1f}" for section, minutes in results["minutes"].items())
+    print(f"\nMinutes: {took}\nWritten: {written}")
     if older:
         print("\n" + compare(older, results))
 

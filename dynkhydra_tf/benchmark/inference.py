@@ -29,7 +29,7 @@ def run_job(models, images, batch_sizes, threads, seconds, requests=None):
         models: {name: directory, or (directory, signature)}; without one, serving_default.
         images: (n, S, S, 3) uint8.
         batch_sizes: list of int. threads: int. seconds: float, for each batch size.
-        requests: int, how many batches of each size; None for as many as 128 images make, 2 to 64.
+        requests: int, how many batches of each size; None for as many as 64 images make, at least 2.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -49,6 +49,11 @@ def run_job(models, images, batch_sizes, threads, seconds, requests=None):
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
         return pickle.loads(result.read_bytes())
+
+
+def usual(active):
+    """Which of some lambdas stands for real use: 2, or without it the first."""
+    return 2 if 2 in active else active[0]
 
 
 def _served(place):
@@ -114,7 +119,7 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
         models |= {name: folder / f"hydra{count}", limit: folder / f"limit{count}"}
         megaflops[name] = megaflops[limit] = inference_flops(flops, count) / 1e6
     masked = f"all {num_branches} branches, masked"
-    first = 2 if 2 in active else active[0]
+    first = usual(active)
     subjects.export_masked(model, folder / "masked", subjects.tau_for(model, images, first))
     larger = subjects.make_hydra(2 * depth, num_branches)
     hydrares = f"HydraRes, d={2 * depth}, K=4"
@@ -162,38 +167,35 @@ def _shares(summary, count):
     return f"Of the time at lambda {count}: {shares}"
 
 
-def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say=print):
+def edge_runtimes(folder, depth, num_branches, count, batch_sizes, seconds, say=print):
     """Measures LiteRT and ONNX Runtime, where they are installed, beside the SavedModel; one thread, in turn.
 
     Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does.
 
     Args:
         folder: where to export to.
-        depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
+        depth: d. num_branches: nb. count: lambda, a whole number from 1 to 4.
         batch_sizes: list of int.
         seconds: float, for each batch size.
         say: callable for the table's text.
 
     Returns:
-        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the first SavedModel).
+        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the SavedModel).
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
     model = subjects.make_hydra(depth, num_branches)
-    answers, served = {}, []
-    for count in active:
-        tau = subjects.tau_for(model, images, count)
-        path = folder / f"edge{count}"
-        subjects.export_hydra(model, path, tau)
-        served.append(native.SavedModel(path, threads=1))
-        answers[f"SavedModel, lambda {count}"] = lambda batch, run=served[-1].run: run({"images": batch})
-        for format, convert in (("litert", edge.to_litert), ("onnx", edge.to_onnx)):
-            try:
-                answers[f"{format}, lambda {count}"] = edge.load(convert(model, tau), format, threads=1)
-            except UserError as missing:
-                say(f"Without {format}: {missing}")
+    tau = subjects.tau_for(model, images, count)
+    subjects.export_hydra(model, folder / "edge", tau)
+    served = native.SavedModel(folder / "edge", threads=1)
+    answers = {f"SavedModel, lambda {count}": lambda batch: served.run({"images": batch})}
+    for format, convert in (("litert", edge.to_litert), ("onnx", edge.to_onnx)):
+        try:
+            answers[f"{format}, lambda {count}"] = edge.load(convert(model, tau), format, threads=1)
+        except UserError as missing:
+            say(f"Without {format}: {missing}")
     reference, results = next(iter(answers)), []
     for size in batch_sizes:
-        batches = [images[i * size : (i + 1) * size] for i in range(max(2, min(64, 128 // size)))]
+        batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
         taken = {name: [[] for _ in batches] for name in answers}
         rounds, end = 0, None
         while rounds < 6 or time.perf_counter() < end:
@@ -206,8 +208,7 @@ def edge_runtimes(folder, depth, num_branches, active, batch_sizes, seconds, say
             rounds += 1
             end = end or time.perf_counter() + seconds
         results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference)})
-    for model in served:
-        model.close()
+    served.close()
     say(f"\nEdge runtimes, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
     rows = [["", *(f"batch {size}" for size in batch_sizes)]]
     rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]

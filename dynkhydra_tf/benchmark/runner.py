@@ -3,8 +3,8 @@
     python runner.py JOB.pickle RESULT.pickle
 
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
-"batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 128 images make,
-2 to 64}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
+"batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
+at least 2}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
 "times_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
@@ -43,7 +43,7 @@ def load(native, job):
 
 def times(models, job, batch_size):
     """Times in ms of each model's answers to each of some batches, round after round."""
-    count = job["requests"] or max(2, min(64, 128 // batch_size))
+    count = job["requests"] or max(2, 64 // batch_size)
     batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
     requests = {
         name: [model.request({"images": batch}, job["models"][name][1]) for batch in batches]
