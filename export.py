@@ -25,7 +25,8 @@ from dynkhydra_tf.files import check_writable, write_text
 from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving import calibration, edge, saved_model, server_files, versions
+from dynkhydra_tf.serving import calibration, server_files, versions
+from dynkhydra_tf.serving.formats import edge, saved_model
 from dynkhydra_tf.serving.model_card import model_card
 
 

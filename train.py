@@ -17,8 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import figures
+from dynkhydra_tf import cli, figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
 from dynkhydra_tf.data import Augmentation, evaluation_batches, load_data, steps_per_epoch, training_batches
 from dynkhydra_tf.evaluation import evaluate, evaluate_plain
@@ -35,7 +34,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition, check_source, make_partition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import RunDirectory
-from dynkhydra_tf.text import table
+from dynkhydra_tf.tables import table
 from dynkhydra_tf.training import fit, learning_rate_schedule
 
 

@@ -10,13 +10,13 @@ import tensorflow as tf
 from absl import flags
 
 from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import paper
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flags import define_training_flags, make_backbone
 from dynkhydra_tf.heads import BranchHeads
-from dynkhydra_tf.parts import make_combiner, make_gater, make_plain
-from dynkhydra_tf.text import table
+from dynkhydra_tf.model_parts import make_combiner, make_gater, make_plain
+from dynkhydra_tf.paper import numbers as paper
+from dynkhydra_tf.tables import table
 
 # Of the paper's data sets; to ask tensorflow-datasets would need the network.
 NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}

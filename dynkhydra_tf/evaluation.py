@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import figures
+from dynkhydra_tf import cli, figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
@@ -28,7 +27,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import RunDirectory
-from dynkhydra_tf.text import table
+from dynkhydra_tf.tables import table
 
 
 @dataclasses.dataclass(frozen=True)

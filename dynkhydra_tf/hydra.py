@@ -11,7 +11,7 @@ import tensorflow as tf
 from dynkhydra_tf import losses
 from dynkhydra_tf.gating import COMBINATIONS, combination_weights, select_branches
 from dynkhydra_tf.heads import BranchHeads
-from dynkhydra_tf.parts import check_settings, make_combiner, make_gater, make_normalizer, unpack_batch
+from dynkhydra_tf.model_parts import check_settings, make_combiner, make_gater, make_normalizer, unpack_batch
 from dynkhydra_tf.routing import ROUTINGS, Branches, Routes, combine
 
 

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
-from dynkhydra_tf.parts import check_settings, make_normalizer, make_plain, unpack_batch
+from dynkhydra_tf.model_parts import check_settings, make_normalizer, make_plain, unpack_batch
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")

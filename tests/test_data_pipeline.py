@@ -5,7 +5,7 @@ import tensorflow as tf
 from dynkhydra_tf.data.augment import Augmentation
 from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from dynkhydra_tf.data.sources import Source
+from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.errors import UserError
 
 SIZE = 8

@@ -12,7 +12,8 @@ import pytest
 
 from dynkhydra_tf import Hydra, ResNet
 from dynkhydra_tf.partition import ClassPartition
-from dynkhydra_tf.serving import edge, native, verify
+from dynkhydra_tf.serving import native, verify
+from dynkhydra_tf.serving.formats import edge
 from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")

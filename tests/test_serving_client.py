@@ -26,7 +26,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.serving import client as command
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient, ServerError
-from dynkhydra_tf.serving.saved_model import write_saved_model
+from dynkhydra_tf.serving.formats.saved_model import write_saved_model
 from tests import kserve_server
 from tests.conftest import TinyBackbone
 

@@ -23,8 +23,7 @@ from matplotlib.text import Text
 from mpl_toolkits.mplot3d import proj3d
 from sklearn.manifold import TSNE
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import figures
+from dynkhydra_tf import cli, figures
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import open_hydra_run

@@ -36,15 +36,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import figures
+from dynkhydra_tf import cli, figures
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import check_images, load_network, open_hydra_run
 from dynkhydra_tf.files import write_csv
 from dynkhydra_tf.flags import data_settings
 from dynkhydra_tf.partition import clusters_of
-from dynkhydra_tf.text import table
+from dynkhydra_tf.tables import table
 
 OWN_HEAD, ENSEMBLE = "own head", "ensemble"
 STATISTICS = ("re-estimated", "interpolated")

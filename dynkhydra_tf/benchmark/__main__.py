@@ -23,13 +23,12 @@ import numpy as np
 import threadpoolctl
 from absl import flags
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.analysis import figures
+from dynkhydra_tf import cli, figures
 from dynkhydra_tf.benchmark import inference, training
 from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_json
-from dynkhydra_tf.text import table
+from dynkhydra_tf.tables import table
 
 SECTIONS = ("inference", "edge", "growth", "training", "input")
 

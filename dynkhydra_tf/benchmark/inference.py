@@ -16,8 +16,9 @@ import numpy as np
 from dynkhydra_tf.benchmark import runner, subjects
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.serving import edge, native
-from dynkhydra_tf.text import table
+from dynkhydra_tf.serving import native
+from dynkhydra_tf.serving.formats import edge
+from dynkhydra_tf.tables import table
 
 STEM, STEM_GATER = "stem", "stem, gater"
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from dynkhydra_tf.benchmark import subjects
 from dynkhydra_tf.data import Augmentation, load_data, training_batches
 from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.text import number
+from dynkhydra_tf.tables import number
 
 ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
 DENSE_ROUNDS = 3  # a dense step takes seconds

@@ -7,10 +7,10 @@ and what differs from the defaults of `Entry`. Beside them, tfds:NAME is any set
 import dataclasses
 from collections.abc import Callable
 
-from dynkhydra_tf.data.folder_source import FolderSource
 from dynkhydra_tf.data.image_data import CACHES, ImageData
 from dynkhydra_tf.data.preprocessing import FITS
-from dynkhydra_tf.data.sources import DigitsSource, TfdsSource
+from dynkhydra_tf.data.sources.base import DigitsSource, TfdsSource
+from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
 

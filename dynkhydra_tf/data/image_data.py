@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.data.preprocessing import preprocess
-from dynkhydra_tf.data.sources import Source
+from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.errors import UserError
 
 CACHES = ("auto", "memory", "none")

@@ -17,7 +17,7 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import native, reference
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
-from dynkhydra_tf.text import table
+from dynkhydra_tf.tables import table
 
 
 def define_flags(flag_values):

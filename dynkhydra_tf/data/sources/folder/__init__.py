@@ -1,0 +1,1 @@
+"""Folders of images: what is in them, whether the files are images, and reading them."""

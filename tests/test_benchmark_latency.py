@@ -1,0 +1,188 @@
+import csv
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dynkhydra_tf.backbones import ResNet
+from dynkhydra_tf.benchmark import latency
+from dynkhydra_tf.benchmark.subjects import export_network
+from dynkhydra_tf.data import load_data
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def hydra():
+    keras.utils.set_random_seed(0)
+    return Hydra(ResNet(1), np.arange(10) % 3, top_k=2, tau=0.3)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    keras.utils.set_random_seed(0)
+    return Plain(ResNet(1), 10)
+
+
+@pytest.fixture
+def make_run(tmp_path, write_flags):
+    """Returns a function that writes a run directory; its model is a file, or a trained one."""
+
+    def make(name, *options, model=None):
+        path = tmp_path / name
+        write_flags(path, "--num_branches=3", "--top_k=2", *options)
+        (path / "model.keras").write_text("no model") if model is None else model.save(path / "model.keras")
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def command(run_command):
+    def run(*arguments):
+        # The test's own command line: runs first, then flags.
+        runs = [argument for argument in arguments if not argument.startswith("--")]
+        options = [argument for argument in arguments if argument.startswith("--")]
+        return run_command(lambda values: latency.main(values, runs), latency.define_flags, *options)
+
+    return run
+
+
+# === Which runs ===
+
+
+def test_runs_are_named_and_taken_once(make_run):
+    a, b, c = make_run("x/a"), make_run("y/a"), make_run("c")
+    runs = latency.open_runs([a, b, c, c + os.sep])
+    assert [run.name for run in runs] == [a, b, "c"]
+
+
+def test_a_default_that_is_written_out_is_no_other_data_set(make_run):
+    runs = [make_run("a"), make_run("b", "--image_size=32", "--validation_fraction=0.1", "--depth=3")]
+    assert len(latency.open_runs(runs)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--dataset=cifar100", "Received: name=digits in .*a, name=cifar100 in .*b"),
+        ("--image_size=48", "Received: image_size=32 in .*a, image_size=48 in .*b"),
+        ("--fit=crop", "fit=crop in .*b"),
+    ],
+)
+def test_other_test_images(make_run, option, message):
+    with pytest.raises(UserError, match=f"All runs must have the same test images. .*{message}"):
+        latency.open_runs([make_run("a"), make_run("b", option)])
+
+
+# === Accuracy ===
+
+
+def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydra, digits):
+    (run,) = latency.open_runs([make_run("run", model=hydra)])
+    row = {"tau": 0.3, "active_branches": 1.5, "top1": 0.25, "top5": 0.5, "flops": 7}
+    written = {"model": str(run.path / "model.keras"), "dataset": "digits", "split": "test"}
+    written |= {"tau_table": [row, row | {"tau": 0.5}]}
+    path = run.path / "evaluation" / "evaluation.json"
+    path.parent.mkdir()
+
+    def rows(**changes):
+        path.write_text(json.dumps(written | changes))
+        return latency.accuracy_rows(run, hydra, digits, [0.3])
+
+    assert rows() == [{"tau": 0.3, "active_branches": 1.5, "top1": 0.25, "flops": 7}]
+    fresh = rows(split="train")
+    assert fresh[0]["flops"] > 1e6 and 1 <= fresh[0]["active_branches"] <= 2
+    assert rows(tau_table=[]) == fresh
+    assert latency._evaluated(run, digits) != {}
+    rows(model=str(run.path / "flags.cfg"))
+    assert latency._evaluated(run, digits) == {}
+    rows()
+    later = path.stat().st_mtime + 10
+    os.utime(run.path / "model.keras", (later, later))
+    assert latency._evaluated(run, digits) == {}
+
+
+# === Time ===
+
+
+def test_images_are_spread_over_the_split(digits):
+    everything = np.concatenate([image[None] for image, _ in digits.examples("test").as_numpy_iterator()])
+    images = latency.timed_images(digits, 1)
+    assert len(images) == latency.IMAGES
+    np.testing.assert_array_equal(images[0], everything[0])
+    np.testing.assert_array_equal(images[-1], everything[-1])
+    np.testing.assert_array_equal(images[1], everything[2])  # 598 / 255 = 2.3
+    assert len(latency.timed_images(digits, 64)) == 512  # 8 requests
+    assert len(latency.timed_images(digits, 299)) == 598
+    with pytest.raises(UserError, match="--batch_size must be at most 299, half of the test images"):
+        latency.timed_images(digits, 300)
+
+
+def test_an_export_that_answers_otherwise_is_refused(plain, tmp_path, digits):
+    export_network(plain, tmp_path / "export")
+    images = latency.timed_images(digits, 8)[:16]
+    right = tf.nn.softmax(plain(images)["logits"]).numpy()
+    subject = latency.Subject((tmp_path / "export", "serving_default"), None, right)
+    times = latency.measure({"plain": subject}, images, 8, 1, 0.0)
+    assert 0 < times["plain"]["low"] <= times["plain"]["ms"] <= times["plain"]["high"]
+    wrong = subject._replace(probabilities=right[::-1])
+    with pytest.raises(UserError, match="The export of plain differs from its Keras model by"):
+        latency.measure({"plain": wrong}, images, 8, 1, 0.0)
+
+
+@pytest.mark.slow
+def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "IMAGES", 12)
+    runs = make_run("hydra", model=hydra), make_run("plain", "--system=plain", model=plain)
+    assert command(*runs, "--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out") is None
+    printed = capsys.readouterr().out
+    assert "digits, batch 1, threads 1, 12 images timed\nprocessor " in printed
+    results = json.loads((tmp_path / "out" / "latency.json").read_text())
+    assert (results["threads"], results["batch_size"], results["images"]) == (1, 1, 12)
+    rows = results["rows"]
+    assert [(row["run"], row["tau"]) for row in rows] == [
+        ("hydra", 0.0),
+        ("hydra", 0.3),
+        ("hydra", 0.9),
+        ("plain", None),
+    ]
+    assert (rows[0]["timed_active_branches"], rows[2]["timed_active_branches"]) == (2.0, 1.0)
+    assert rows[3]["active_branches"] is None and rows[3]["flops"] < rows[2]["flops"] < rows[0]["flops"]
+    assert all(0 < row["low"] <= row["ms"] <= row["high"] and 0 <= row["top1"] <= 1 for row in rows)
+    with (tmp_path / "out" / "latency.csv").open(newline="") as file:
+        assert [row["tau"] for row in csv.DictReader(file)] == ["0.0", "0.3", "0.9", ""]
+    assert (tmp_path / "out" / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+# === Bad input ===
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "message"),
+    [
+        (["nowhere"], [], "Cannot read the flags of a run from nowhere/flags.cfg"),
+        (["no_model"], [], "no_model/model.keras is not there; a run has one after its last epoch"),
+        (["a"], [], "a/model.keras cannot be loaded as a Keras model"),
+        (["a"], ["--taus=1"], "--taus must be numbers in [0, 1), separated by commas. Received: 1"),
+        (["a"], ["--batch_size=0"], "batch_size"),
+        (["a"], ["--output_dir=/proc/x"], "Cannot write to /proc"),
+    ],
+)
+def test_bad_input(make_run, command, capsys, monkeypatch, tmp_path, runs, options, message):
+    monkeypatch.chdir(tmp_path)
+    make_run("a")
+    os.remove(os.path.join(make_run("no_model"), "model.keras"))
+    assert command(*runs, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["flags.cfg", "model.keras"]

@@ -1,0 +1,81 @@
+import pytest
+
+from dynkhydra_tf.costs import NUM_CLASSES
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.paper.experiments import TABLES, Experiment, System, experiments
+from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN, Row
+
+# What makes each system, DESIGN.md section 3: (a threshold, a loss of each branch).
+MADE_OF = {
+    HYDRARES: (False, False),
+    DYNK: (True, False),
+    HYDRARES_SP: (False, True),
+    DYNK_HYDRA: (True, True),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_each_experiment_is_the_system_that_it_says(table):
+    names = set()
+    for experiment in experiments(table):
+        values, system = experiment.flags(), experiment.system
+        assert values.depth == experiment.depth
+        assert values.dataset in NUM_CLASSES
+        assert (values.system == "plain") == (system.system == PLAIN)
+        if system.system != PLAIN:
+            assert (values.tau > 0, values.branch_weight > 0) == MADE_OF[system.system]
+        names.add(experiment.name)
+    assert len(names) == len(experiments(table))
+
+
+def test_tables_share_runs():
+    of = {key: {each.name: each for each in experiments(key)} for key in ("4", "5")}
+    shared = of["4"].keys() & of["5"].keys()
+    assert shared == {"cifar100-d2", "cifar100_hydrares-d2"}
+    for name in shared:
+        assert of["4"][name].arguments == of["5"][name].arguments
+
+
+def test_names_and_flags_by_hand():
+    random = next(each for each in experiments("5", [1]) if each.system.variant == "random")
+    assert random.name == "cifar100_hydrares-random-d1"
+    assert random.arguments == [
+        "--flagfile=configs/cifar100_hydrares.cfg",
+        "--partition=random",
+        "--depth=1",
+    ]
+    values = random.flags("--epochs=3")
+    assert (values.partition, values.tau, values.num_branches, values.epochs) == ("random", 0.0, 20, 3)
+
+
+def _paper(table, system, depth, variant=""):
+    experiment = next(
+        each
+        for each in experiments(table, [depth])
+        if (each.system.system, each.system.variant) == (system, variant)
+    )
+    values = experiment.flags()
+    return experiment.paper_row(values.dataset, values.backbone)
+
+
+def test_papers_numbers_by_hand():
+    assert _paper("4", DYNK_HYDRA, 3) == Row(73.41, 139, None, 2.34)
+    assert _paper("4", DYNK_HYDRA, 8) == Row()
+    assert _paper("5", HYDRARES, 2, "semantic") == Row(70.19)
+    assert _paper("5", HYDRARES, 1, "semantic") == Row()
+    assert _paper("5", DYNK_HYDRA, 2, "cluster_balance").top1 == 72.84
+    assert _paper("2", PLAIN, 6) == Row(67.39, 77, 0.36)
+    assert _paper("1", PLAIN, 27) == Row(73.56, 767)
+    assert _paper("6", DYNK_HYDRA, 9) == Row(46.83, active_branches=2.30)  # Table 6 at tau 0.08
+    assert _paper("plus", DYNK_HYDRA, 1, "gate_weighted") == Row()
+
+
+def test_wrong_flags_and_places_are_one_error(monkeypatch, tmp_path):
+    experiment = Experiment(System("cifar100", DYNK_HYDRA, (1,)), 1)
+    with pytest.raises(UserError, match=r"cifar100-d1: .*epochs"):
+        experiment.flags("--epochs=many")
+    with pytest.raises(UserError, match=r"begin with --\. Received: epochs=2"):
+        experiment.flags("epochs=2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="root of the repository"):
+        experiment.flags()

@@ -1,0 +1,105 @@
+import json
+import re
+
+import pytest
+
+from dynkhydra_tf import cli
+from dynkhydra_tf.flags import to_flagfile
+from dynkhydra_tf.paper import report, tradeoff
+from dynkhydra_tf.paper.experiments import experiments
+
+SHORT = ("--epochs=12", "--schedule=cosine")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Returns a function that leaves the files of a finished CIFAR-100 run, of a table or not."""
+
+    def make(name, table, depth, *flags, top1=0.5, place="runs"):
+        experiment = next(each for each in experiments(table, [depth]) if each.name == name)
+        path = tmp_path / place / name
+        path.mkdir(parents=True)
+        (path / "flags.cfg").write_text(to_flagfile(experiment.flags(*flags)))
+        summary = {"top1": top1, "active_branches": 2.0, "seconds_per_epoch": 9.0, "seed": 0}
+        summary |= {"flops": {"total": 1.5e8}, "parameters": {"total": 2.5e6}, "versions": {"keras": "3"}}
+        (path / "summary.json").write_text(json.dumps(summary))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Returns a function that runs the command; the paper's FLOPs are not counted."""
+    monkeypatch.setattr(tradeoff, "paper_points", lambda dataset, backbone: {})
+
+    def run(*arguments):
+        status = None
+        try:
+            cli.run(report.main, report.define_flags, ["report", *map(str, arguments)], "directories")
+        except SystemExit as leaving:
+            status = leaving.code
+        return status, capsys.readouterr()
+
+    return run
+
+
+def test_only_tables_that_have_runs_each_schedule_by_itself(make_run, command, tmp_path):
+    make_run("cifar100-d2", "4", 2, *SHORT, top1=0.61)
+    make_run("cifar100-random-d2", "5", 2, *SHORT, top1=0.57)
+    make_run("cifar100_plain-d27", "1", 27, top1=0.7)
+    make_run("cifar100-d8", "4", 8, *SHORT, top1=0.62)  # a depth that the paper has not
+    make_run("food101-d1", "6", 1, *SHORT, "--num_branches=7", place="more", top1=0.33)  # of no table
+    page = tmp_path / "out" / "report.html"
+    page.parent.mkdir()
+    status, printed = command(tmp_path / "runs", tmp_path / "more", tmp_path, f"--output={page}")
+    assert status is None
+    assert "5 runs" in printed.out  # each once
+    text = page.with_suffix(".md").read_text()
+    short, long = text.split("## Results: ")[1:]
+    assert short.startswith("12 epochs")
+    for heading in (
+        "Table 1",
+        "Table 4",
+        "Table 5",
+        "Beyond the paper",
+        "Accuracy over compute",
+        "Other runs",
+    ):
+        assert f"### {heading}" in short
+    assert "Table 2" not in text and "Table 3" not in text
+    assert "| cifar100 | DynK-Hydra | 2 | 61.00 | 72.84 | -11.84 |" in short
+    assert "| cifar100 | DynK-Hydra, random | 2 | 57.00 | 71.22 | -14.22 |" in short
+    assert "| cifar100 | DynK-Hydra | 8 | 62.00 | - | - |" in short
+    assert "| food101-d1 | food101 | 1 | 7 | 4 | 33.00 | 2.00 | 150.0 |" in short
+    assert "| cifar100 | plain | 27 | 70.00 | 73.56 | -3.56 |" in long
+    assert "| DynK-Hydra |" not in long.split("## The runs")[0]
+    html = page.read_text()
+    assert html.count("<details>") == 5
+    assert "data:image/png;base64," in html
+
+
+def test_pictures_of_a_run_are_shown(make_run, command, tmp_path):
+    run = make_run("cifar100-d2", "4", 2)
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "confusion.png").write_bytes(b"png")
+    assert command(tmp_path, f"--output={tmp_path / 'report.html'}")[0] is None
+    assert "(runs/cifar100-d2/evaluation/confusion.png)" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "There are no directories"),
+        (["nowhere"], "nowhere is no directory"),
+        (["."], r"No run in \. has finished"),
+        ([".", "--output=report.pdf"], r"--output must end in \.html\. Received: report\.pdf"),
+    ],
+)
+def test_bad_input_is_one_line(command, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, printed = command(*arguments)
+    assert status == 2
+    assert len(printed.err.splitlines()) == 1
+    assert re.search(message, printed.err), printed.err
+    assert list(tmp_path.iterdir()) == []
