@@ -157,3 +157,19 @@ def answer_natively(tmp_path):
         return pickle.loads(answered.read_bytes())
 
     return answer
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Returns the list of the figures that are saved."""
+    from dynkhydra_tf.figures import style
+
+    saved, save = [], style.save
+    monkeypatch.setattr(style, "save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    return saved
+
+
+def overlapping(texts):
+    """Whether any two of the texts do."""
+    boxes = [text.get_window_extent() for text in texts]
+    return any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])

@@ -1,12 +1,10 @@
 import csv
-import warnings
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import threadpoolctl
 
-from dynkhydra_tf.analysis import embedding
 from dynkhydra_tf.analysis.embedding import (
     define_flags,
     embed,
@@ -14,8 +12,6 @@ from dynkhydra_tf.analysis.embedding import (
     means_of_classes,
     reduce_dimensions,
     sample_images,
-    save_embedding,
-    spread,
 )
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import ClassPartition, Extractor, build_extractor
@@ -82,44 +78,6 @@ def test_means_by_hand():
     points = np.array([[0.0, 0.0], [2.0, 4.0], [5.0, 6.0]])
     means = means_of_classes(points, np.array([0, 0, 2]), 3)
     np.testing.assert_array_equal(means, [[1, 2], [np.nan, np.nan], [5, 6]])
-
-
-def overlaps(centres, sizes):
-    missing = (sizes[:, None] + sizes) / 2 - np.abs(centres[:, None] - centres)
-    return int(((missing > 1e-6).all(axis=-1).sum() - len(sizes)) // 2)
-
-
-def test_boxes_are_spread():
-    rng = np.random.default_rng(0)
-    centres, sizes = rng.uniform(0, 100, (60, 2)), rng.uniform((8, 4), (16, 5), (60, 2))
-    centres[1] = centres[0]  # on top of each other
-    assert overlaps(centres, sizes) > 10
-    assert overlaps(spread(centres, sizes), sizes) == 0
-    apart = np.array([[0.0, 0.0], [20.0, 0.0]])
-    np.testing.assert_array_equal(spread(apart, np.full((2, 2), 10.0)), apart)
-
-
-def test_two_boxes_by_hand():
-    # Overlap of 2 across and 8 down: apart across, half of it each and a twentieth more.
-    centres = spread([[0.0, 0.0], [8.0, 2.0]], [[10.0, 10.0], [10.0, 10.0]])
-    np.testing.assert_allclose(centres, [[-1.05, 0], [9.05, 2]])
-
-
-def test_twenty_clusters_have_twenty_signs():
-    signs = [embedding._sign(cluster) for cluster in range(100)]
-    assert len(set(signs)) == 100
-    assert len({color for color, _ in signs[:20]}) == 20
-
-
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_any_class_names(tmp_path, dimensions):
-    names = ("$a$", "two $ and $", "x_1^{", "шест", "\\frac")
-    partition = ClassPartition("$et_", names, (0, 0, 1, 1, 2), "random")
-    points = np.random.default_rng(0).normal(size=(40, dimensions))
-    labels = np.arange(40) % 4  # no image of the last one
-    with warnings.catch_warnings(action="error"):
-        save_embedding(points, labels, partition, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 # === The command ===

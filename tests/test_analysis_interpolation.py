@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf.analysis.interpolation import define_flags, interpolate, main, save_interpolation
+from dynkhydra_tf import figures
+from dynkhydra_tf.analysis.interpolation import define_flags, interpolate, main
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
@@ -132,7 +133,7 @@ def test_without_heads_the_ensemble_reads(make_hydra, examples, tmp_path):
     logits = model.classify(forward.routes, forward.gate, only)
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[own], logits).numpy().mean()
     assert found.loss[0, 1, 0, 0] == pytest.approx(loss, rel=1e-4)
-    save_interpolation(found, [["$a", "b$"], ["x_"], ["y"]], tmp_path / "picture.png")
+    figures.save_interpolation(found, [["$a", "b$"], ["x_"], ["y"]], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 

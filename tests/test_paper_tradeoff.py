@@ -1,5 +1,4 @@
 import pytest
-from matplotlib.figure import Figure
 
 from dynkhydra_tf.paper import tradeoff
 from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, PLAIN
@@ -31,10 +30,7 @@ def test_our_count_is_the_configs_network():
     assert sum(flops.values()) + 4 * flops["branch"] == pytest.approx(61e6, rel=0.03)
 
 
-def test_picture_has_a_panel_for_each_data_set_and_a_line_for_each_variant(monkeypatch, tmp_path):
-    figures = []
-    monkeypatch.setattr(tradeoff, "save", lambda figure, path: figures.append(figure) or figure.savefig(path))
-
+def test_picture_has_a_panel_for_each_data_set_and_a_line_for_each_variant(drawn, tmp_path):
     def row(dataset, variant, depth, mflops, top1):
         row = {"dataset": dataset, "backbone": "resnet", "system": DYNK_HYDRA, "variant": variant}
         return row | {"depth": depth, "mflops": mflops, "top1": top1}
@@ -47,8 +43,7 @@ def test_picture_has_a_panel_for_each_data_set_and_a_line_for_each_variant(monke
         row("mine", "", 1, 30.0, 50.0),
     ]
     tradeoff.save_tradeoff(rows, tmp_path / "picture.png")
-    (figure,) = figures
-    assert isinstance(figure, Figure)
+    (figure,) = drawn
     digits, mine = figure.axes
     assert [line.get_label() for line in digits.get_lines()] == ["DynK-Hydra", "DynK-Hydra, gate weighted"]
     assert digits.get_lines()[0].get_xydata().tolist() == [[20, 90], [40, 91]]  # by depth

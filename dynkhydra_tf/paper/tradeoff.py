@@ -2,13 +2,9 @@
 
 import functools
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+from dynkhydra_tf import figures
 from dynkhydra_tf.costs import NUM_CLASSES, branched_costs, inference_flops
 from dynkhydra_tf.data import find_entry
-from dynkhydra_tf.figures import save
 from dynkhydra_tf.flags import make_backbone
 from dynkhydra_tf.paper import numbers as paper
 from dynkhydra_tf.paper.experiments import Experiment, System
@@ -20,7 +16,6 @@ COLORS = {
     paper.HYDRARES_SP: "tab:purple",
     paper.DYNK_HYDRA: "tab:green",
 }
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def save_tradeoff(rows, path):
@@ -34,57 +29,47 @@ def save_tradeoff(rows, path):
         path: the PNG to write.
     """
     rows = [row for row in rows if row["top1"] is not None]
-    panels = list(dict.fromkeys((row["dataset"], row["backbone"]) for row in rows))
-    figure = Figure(figsize=(8 * len(panels), 5), layout="constrained")
-    for axes, (dataset, backbone) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        own = [row for row in rows if (row["dataset"], row["backbone"]) == (dataset, backbone)]
-        _draw_ours(axes, own)
-        for system, points in paper_points(dataset, backbone).items():
-            label = f"{system} (paper)"
-            _draw_line(
-                axes, points, COLORS[system], label, linestyle="--", marker="o", fillstyle="none", alpha=0.6
-            )
-        axes.set(title=f"{dataset}, {backbone}", xlabel="MFLOPs per image", ylabel="top-1, %", xscale="log")
-        _widen(axes)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-    save(figure, path)
+    panels = {}
+    for row in rows:
+        panels.setdefault((row["dataset"], row["backbone"]), []).append(row)
+    figures.save_tradeoff(
+        {
+            f"{dataset}, {backbone}": [*_our_lines(own), *_paper_lines(dataset, backbone)]
+            for (dataset, backbone), own in panels.items()
+        },
+        path,
+    )
 
 
-def _draw_ours(axes, rows):
+def _our_lines(rows):
     lines = {}
     for row in rows:
-        lines.setdefault((row["system"], row["variant"]), []).append(row)
+        line = lines.setdefault((row["system"], row["variant"]), [])
+        line.append((row["depth"], row["mflops"], row["top1"]))
     variants = list(dict.fromkeys(variant for _, variant in lines))
-    for (system, variant), line in lines.items():
-        label = f"{system}, {variant.replace('_', ' ')}" if variant else system
-        points = [(row["depth"], row["mflops"], row["top1"]) for row in line]
-        marker = MARKERS[variants.index(variant) % len(MARKERS)]
-        _draw_line(axes, points, COLORS[system], label, linestyle="-", marker=marker)
+    return [
+        {
+            "label": f"{system}, {variant.replace('_', ' ')}" if variant else system,
+            "points": points,
+            "color": COLORS[system],
+            "marker": variants.index(variant),
+            "dashed": False,
+        }
+        for (system, variant), points in lines.items()
+    ]
 
 
-def _draw_line(axes, points, color, label, **style):
-    """Draws (depth, mflops, top1) points; the first and the last tell their depth."""
-    points = sorted(points)
-    _, x, y = zip(*points, strict=True)
-    axes.plot(x, y, color=color, label=label, **style)
-    for depth, *place in {points[0], points[-1]}:
-        axes.annotate(f"d={depth}", place, (5, 4), textcoords="offset points", fontsize=7, color=color)
-
-
-def _widen(axes):
-    """Gives one point or two a neighbourhood, and a short log axis plain numbers."""
-    (low, high), (bottom, top) = axes.dataLim.intervalx, axes.dataLim.intervaly
-    if high < 2 * low:
-        middle = np.sqrt(low * high)
-        axes.set_xlim(middle / 1.5, middle * 1.5)
-    if top < bottom + 4:
-        axes.set_ylim((bottom + top) / 2 - 2, (bottom + top) / 2 + 2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _paper_lines(dataset, backbone):
+    return [
+        {
+            "label": f"{system} (paper)",
+            "points": points,
+            "color": COLORS[system],
+            "marker": 0,
+            "dashed": True,
+        }
+        for system, points in paper_points(dataset, backbone).items()
+    ]
 
 
 @functools.cache

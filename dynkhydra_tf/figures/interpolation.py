@@ -1,0 +1,54 @@
+"""Loss and accuracy on the way from one branch to another (Fig. 5)."""
+
+import textwrap
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from dynkhydra_tf.figures import style
+
+
+def save_interpolation(result, clusters, path):
+    """Draws loss and top-1 over alpha, a row of panels for each reading.
+
+    Args:
+        result: `analysis.interpolation.Interpolation`.
+        clusters: list of nb lists of class names.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(11, 1.3 + 3.5 * len(result.readings)), layout="constrained")
+    panels = figure.subplots(len(result.readings), 2, sharex=True, squeeze=False)
+    colors = ("black", "tab:blue", "tab:orange")
+    a, b = result.branches
+    for r, reading in enumerate(result.readings):
+        for axes, values in zip(panels[r], (result.loss[r], result.top1[r]), strict=True):
+            for s, dashes in enumerate(("-", "--")):
+                for on, color in enumerate(colors):
+                    width = (2.2 if on == 0 else 1.4) * (1 if s == 0 else 0.7)
+                    axes.plot(result.alphas, values[s, :, on], dashes, color=color, linewidth=width)
+            axes.grid(alpha=0.3)
+        how = "its head, interpolated too" if reading == "own head" else "the ensemble's combiner"
+        panels[r, 0].set(title=f"Loss (nats), read by {how}", ylim=(0, None))
+        panels[r, 1].set(title=f"Top-1, read by {how}", ylim=(0, 1))
+        panels[r, 1].yaxis.set_major_formatter(PercentFormatter(1))
+    for axes in panels[-1]:
+        axes.set_xlabel(rf"$\alpha$: 0 is branch {a}, 1 is branch {b}")
+        axes.set_xlim(0, 1)
+    lines = [
+        Line2D([], [], color=color, linewidth=2.2 if color == "black" else 1.4, label=label)
+        for color, label in zip(
+            colors, ["images of both partitions", _label(a, clusters), _label(b, clusters)], strict=True
+        )
+    ]
+    lines += [
+        Line2D([], [], color="gray", linestyle=dashes, label=label)
+        for dashes, label in (("-", "normalisation re-estimated"), ("--", "normalisation interpolated"))
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=9)
+    style.save(figure, path)
+
+
+def _label(branch, clusters):
+    names = textwrap.shorten(", ".join(clusters[branch]), 50, placeholder=" ...")
+    return style.plain_text(f"of branch {branch}'s: {names}")

@@ -1,0 +1,30 @@
+import warnings
+
+from matplotlib import font_manager
+
+from dynkhydra_tf.figures import style
+from dynkhydra_tf.figures.branch_use import save_branch_use
+from tests.test_figures import results
+
+
+def test_plain_text_by_hand():
+    assert style.plain_text("50$ and $x_1$") == r"50\$ and \$x_1\$"
+    assert style.plain_text(" two\n lines\t") == "two lines"
+    assert style.plain_text("a\udcffb") == "a?b"
+    assert style.plain_text("狐 лиса") == "狐 лиса"
+
+
+def test_fallback_fonts_draw_what_the_own_font_lacks(tmp_path, monkeypatch):
+    clusters = [["\N{LATIN SMALL LETTER D WITH PALATAL HOOK}"], ["b"], ["c"]]
+
+    def draw():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            save_branch_use(results(), clusters, tmp_path / "use.png")
+        return [str(warning.message) for warning in caught if "missing from font" in str(warning.message)]
+
+    # STIXGeneral comes with matplotlib, and has this character.
+    assert "STIXGeneral" in {font.name for font in font_manager.fontManager.ttflist}
+    assert draw() == []
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ("No Such Font",))
+    assert any("PALATAL HOOK" in message for message in draw())
