@@ -22,7 +22,7 @@ from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import evaluate, load_network, tau_text
 from dynkhydra_tf.files import check_writable, write_text
-from dynkhydra_tf.flags import data_settings, read_flags
+from dynkhydra_tf.old_flags import data_settings, read_flags
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving import calibration, server_files, versions

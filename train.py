@@ -21,7 +21,8 @@ from dynkhydra_tf import cli, figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
 from dynkhydra_tf.data import Augmentation, evaluation_batches, load_data, steps_per_epoch, training_batches
 from dynkhydra_tf.evaluation import evaluate, evaluate_plain
-from dynkhydra_tf.flags import (
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.old_flags import (
     data_settings,
     default_run_dir,
     define_training_flags,
@@ -30,7 +31,6 @@ from dynkhydra_tf.flags import (
     make_backbone,
     to_flagfile,
 )
-from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition, check_source, make_partition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import RunDirectory

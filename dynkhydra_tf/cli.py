@@ -4,6 +4,7 @@ import sys
 
 from absl import flags
 
+from dynkhydra_tf import flags as dynkhydra_flags
 from dynkhydra_tf.errors import UserError
 
 
@@ -25,12 +26,12 @@ def whole_numbers(texts, flag, least):
     return list(dict.fromkeys(numbers))
 
 
-def run(main, define_flags, argv=None, positional=None, at_least=1):
-    """Parses the flags and calls `main(values)`, or `main(values, rest)`; the way into every command.
+def run(main, options, argv=None, positional=None, at_least=1):
+    """Parses the flags and calls `main(options)`, or `main(options, rest)`; the way into every command.
 
     Args:
-        main: callable that takes `absl.flags.FlagValues`; its module's docstring heads the help.
-        define_flags: callable that defines the command's flags on a `FlagValues`.
+        main: callable; its module's docstring heads the help.
+        options: the `Checked` dataclass of the command's flags, of which `main` gets an instance.
         argv: list of str, the command's name and its arguments; default `sys.argv`.
         positional: str, what the arguments that are no flags name, such as "photos": `main` gets them as
             a list of str, given before or after the flags. Default: there may be none.
@@ -40,7 +41,8 @@ def run(main, define_flags, argv=None, positional=None, at_least=1):
         SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
     """
     values = flags.FlagValues()
-    define_flags(values)
+    is_class = isinstance(options, type)  # else a callable that defines flags: modules not converted yet
+    dynkhydra_flags.define(values, options) if is_class else options(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     values.set_gnu_getopt(positional is not None)  # else a flag after the first of them would be one of them
     try:
@@ -52,7 +54,8 @@ def run(main, define_flags, argv=None, positional=None, at_least=1):
             raise UserError(f"Flags begin with --. Received: {' '.join(rest)}")
         if positional is not None and len(rest) < at_least:
             raise UserError(f"There are no {positional}: name them beside the flags; --help tells more")
-        main(values) if positional is None else main(values, rest)
+        given = dynkhydra_flags.read(options, values) if is_class else values
+        main(given) if positional is None else main(given, rest)
     except (flags.Error, UserError) as error:
         # absl's messages may run over several lines.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -21,9 +21,9 @@ from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_csv, write_json
-from dynkhydra_tf.flags import data_settings, read_flags
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.old_flags import data_settings, read_flags
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import RunDirectory

@@ -12,12 +12,10 @@ import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads whe
 import keras
 import numpy as np
 import pytest
-from absl import flags
 
-from dynkhydra_tf import cli
+from dynkhydra_tf import cli, flags
 from dynkhydra_tf.backbones import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN
-from dynkhydra_tf.flags import define_training_flags, to_flagfile
 from dynkhydra_tf.hydra import Hydra
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,11 +88,9 @@ def write_flags():
     """Returns a function that makes a directory a run of digits with the flags given: its flags.cfg."""
 
     def write(path, *arguments):
-        values = flags.FlagValues()
-        define_training_flags(values)
-        values(["train.py", "--dataset=digits", *arguments])
+        settings = flags.parse(["--dataset=digits", *arguments])
         path.mkdir(parents=True)
-        (path / "flags.cfg").write_text(to_flagfile(values))
+        (path / "flags.cfg").write_text(flags.to_flagfile(settings))
 
     return write
 
@@ -103,9 +99,9 @@ def write_flags():
 def run_command():
     """Returns a function that runs a command in this process: its exit status, None where it ends well."""
 
-    def run(main, define_flags, *arguments):
+    def run(main, options, *arguments):
         try:
-            cli.run(main, define_flags, ["command", *arguments])
+            cli.run(main, options, ["command", *arguments])
         except SystemExit as leaving:
             return leaving.code
 

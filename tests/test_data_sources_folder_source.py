@@ -13,7 +13,7 @@ from dynkhydra_tf import evaluation
 from dynkhydra_tf.data import evaluation_batches, load_data, training_batches
 from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import define_training_flags
+from dynkhydra_tf.old_flags import define_training_flags
 from dynkhydra_tf.partition.class_means import class_means
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}

@@ -1,84 +1,75 @@
+import dataclasses
+
 import pytest
-from absl import flags
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import (
-    define_training_flags,
-    differing_flags,
-    learning_rate_drops,
-    read_flags,
-    to_flagfile,
+from dynkhydra_tf.fields import Checked, setting
+from dynkhydra_tf.flags import parse, read_flagfile, to_flagfile
+from dynkhydra_tf.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """Flags of every kind."""
+
+    name: str | None = setting(None, "A name.")
+    sizes: tuple[int, ...] = setting((1, 8), "Sizes.", least=1)
+    taus: tuple[float, ...] = setting((), "Thresholds.", least=0, below=1)
+    words: tuple[str, ...] = setting((), "Words.")
+
+
+def test_lists_have_one_parser():
+    assert parse([], Options) == Options()
+    given = parse(["--sizes=4, 2,4", "--taus=0,0.5", "--words=b,a,b", "--name=x"], Options)
+    assert given == Options("x", (4, 2), (0.0, 0.5), ("b", "a", "b"))
+    assert parse(["--sizes="], Options).sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--sizes=1,two", "sizes=1,two: it must be whole numbers, separated by commas"),
+        ("--sizes=1,0", "sizes must be numbers at least 1. Received: 1,0"),
+        ("--taus=0.5,1", r"taus must be numbers in \[0, 1\). Received: 0.5,1.0"),
+        ("--taus=x", "taus=x: it must be numbers, separated by commas"),
+    ],
 )
-from tests.conftest import ROOT
+def test_bad_lists(argument, message):
+    with pytest.raises(UserError, match=message):
+        parse([argument], Options)
 
 
-def parse(*arguments):
-    values = flags.FlagValues()
-    define_training_flags(values)
-    values(["train.py", *arguments])
-    return values
-
-
-def test_a_flagfile_gives_the_same_flags_back(tmp_path):
-    values = parse("--tau=0.1", "--noflip", "--lr_drops=3:0.5,5:0.1", "--train_tau=0.0", "--mixed_precision")
+def test_a_flagfile_gives_the_same_settings_back(tmp_path):
+    settings = parse(
+        ["--tau=0.1", "--noflip", "--lr_drops=3:0.5,5:0.1", "--train_tau=0.0", "--mixed_precision"]
+    )
     path = tmp_path / "flags.cfg"
-    path.write_text(to_flagfile(values))
-    again = read_flags(path)
-    assert {name: again[name].value for name in again} == {name: values[name].value for name in values}
+    path.write_text(to_flagfile(settings))
+    assert read_flagfile(path) == settings
+    assert settings.optimisation.lr_drops == ((3, 0.5), (5, 0.1))
 
 
-def test_differing_flags_are_named_and_places_do_not_count(tmp_path):
+def test_a_flagfile_does_not_overwrite(tmp_path):
+    assert "overwrite" not in to_flagfile(parse(["--overwrite"]))
+
+
+def test_a_flagfile_of_version_0_1(tmp_path):
     path = tmp_path / "flags.cfg"
-    path.write_text(to_flagfile(parse("--tau=0.1", "--data_dir=here", "--depth=2")))
-    now = parse("--tau=0.2", "--data_dir=there", "--depth=2", "--run_dir=x", "--overwrite")
-    assert differing_flags(now, path) == ["--tau=0.2 (the run's: 0.1)"]
+    path.write_text("--dataset=digits\n--lr_drops=80:1e-1,140:1e-2\n--nomixed_precision\n--run_dir=runs/x\n")
+    settings = read_flagfile(path)
+    assert settings.optimisation.lr_drops == ((80, 0.1), (140, 0.01))
+    assert (settings.data.dataset, settings.run_dir) == ("digits", "runs/x")
 
 
 def test_flags_of_another_version(tmp_path):
     path = tmp_path / "flags.cfg"
     path.write_text("--wings=2\n")
     with pytest.raises(UserError, match=r"Cannot read the flags of a run from .*wings"):
-        read_flags(path)
+        read_flagfile(path)
+    with pytest.raises(UserError, match=r"Cannot read the flags of a run from .*missing.cfg"):
+        read_flagfile(tmp_path / "missing.cfg")
 
 
-def test_lr_drops():
-    assert learning_rate_drops(parse("--lr_drops=80:1e-1,140:1e-2")) == [(80, 0.1), (140, 0.01)]
-    assert learning_rate_drops(parse("--lr_drops=")) == []
-
-
-@pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "configs").glob("*.cfg")))
-def test_every_config_parses(config, monkeypatch):
-    monkeypatch.chdir(ROOT)  # nested flagfiles are relative to the working directory
-    assert parse(f"--flagfile=configs/{config}").dataset in config or config in ("base.cfg", "short.cfg")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--dataset=imagenet"], "dataset.*imagenet.*cifar100"),
-        (["--partition=best"], "partition.*best.*cluster_balance"),
-        (["--num_branches=0"], "num_branches"),
-        (["--top_k=0"], "top_k"),
-        (["--top_k=5", "--num_branches=4"], "top_k must be at most num_branches"),
-        (["--tau=1"], r"tau must be in \[0, 1\)"),
-        (["--tau=-0.1"], r"tau must be in \[0, 1\)"),
-        (["--tau=nan"], r"tau must be in \[0, 1\)"),
-        (["--tau=high"], "tau.*high"),
-        (["--train_tau=1.5"], r"train_tau must be in \[0, 1\)"),
-        (["--partition=file"], "--partition=file and --partition_file go together"),
-        (["--partition_file=p.json"], "--partition=file and --partition_file go together"),
-        (["--learning_rate=0"], "learning_rate must be above 0"),
-        (["--lr_drops=80"], "lr_drops must be EPOCH:FACTOR pairs"),
-        (["--lr_drops=80:0.1,40:0.01"], "lr_drops must be EPOCH:FACTOR pairs"),
-        (["--branch_width=0"], "branch_width must be above 0"),
-        (["--ensemble_weight=nan"], "ensemble_weight must be a finite number"),
-        (["--warmup_epochs=inf"], "warmup_epochs must be a finite number"),
-        (["--seed=5000000000"], "seed"),
-        (["--validation_fraction=0.9"], "validation_fraction"),
-        (["--epochs=many"], "epochs.*many"),
-        (["--wings=2"], "Unknown command line flag 'wings'"),
-    ],
-)
-def test_bad_flags(arguments, message):
-    with pytest.raises(flags.Error, match=message):
-        parse(*arguments)
+def test_no_lr_drops():
+    assert parse(["--lr_drops="]).optimisation.lr_drops == ()
+    assert parse([]) == Settings()

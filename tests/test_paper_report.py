@@ -4,7 +4,7 @@ import re
 import pytest
 
 from dynkhydra_tf import cli
-from dynkhydra_tf.flags import to_flagfile
+from dynkhydra_tf.old_flags import to_flagfile
 from dynkhydra_tf.paper import report, tradeoff
 from dynkhydra_tf.paper.experiments import experiments
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import to_flagfile
+from dynkhydra_tf.old_flags import to_flagfile
 from dynkhydra_tf.paper import results
 from dynkhydra_tf.paper.experiments import Experiment, System, experiments
 from dynkhydra_tf.paper.numbers import DYNK_HYDRA, HYDRARES

@@ -15,7 +15,7 @@ import export
 import train
 from dynkhydra_tf import evaluation
 from dynkhydra_tf.costs import plain_costs
-from dynkhydra_tf.flags import define_training_flags
+from dynkhydra_tf.old_flags import define_training_flags
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from tests.conftest import ROOT

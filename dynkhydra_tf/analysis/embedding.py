@@ -21,7 +21,7 @@ from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import open_hydra_run
 from dynkhydra_tf.files import write_csv
-from dynkhydra_tf.flags import data_settings
+from dynkhydra_tf.old_flags import data_settings
 from dynkhydra_tf.partition import ClassPartition, build_extractor
 
 PERPLEXITY = 30

@@ -38,7 +38,7 @@ from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import check_images, load_network, open_hydra_run
 from dynkhydra_tf.files import write_csv
-from dynkhydra_tf.flags import data_settings
+from dynkhydra_tf.old_flags import data_settings
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.tables import table
 

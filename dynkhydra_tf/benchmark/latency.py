@@ -32,7 +32,7 @@ from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import check_images, evaluate, evaluate_plain, load_network, read_taus
 from dynkhydra_tf.files import check_writable, write_csv, write_json
-from dynkhydra_tf.flags import data_settings, read_flags
+from dynkhydra_tf.old_flags import data_settings, read_flags
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.reference import TOLERANCE
 from dynkhydra_tf.tables import number, table

@@ -5,6 +5,7 @@ and what differs from the defaults of `Entry`. Beside them, tfds:NAME is any set
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 from dynkhydra_tf.data.image_data import CACHES, ImageData
@@ -13,6 +14,7 @@ from dynkhydra_tf.data.sources.base import DigitsSource, TfdsSource
 from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.settings import DataSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,24 @@ def load_data(
         coarse_feature=entry.coarse_feature,
         known_statistics=entry.statistics,
         cache=cache,
+    )
+
+
+def open_data(
+    settings: DataSettings, cache_dir: str | os.PathLike | None = None, download: bool = True
+) -> ImageData:
+    """Opens the data set that the settings describe; see `load_data`."""
+    return load_data(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        validation_fraction=settings.validation_fraction,
+        download=download,
+        image_size=settings.image_size,
+        fit=settings.fit,
+        test_fraction=settings.test_fraction,
+        max_bad_images=settings.max_bad_images,
+        cache=settings.cache,
+        cache_dir=cache_dir,
     )
 
 

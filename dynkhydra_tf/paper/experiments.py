@@ -9,7 +9,7 @@ from typing import NamedTuple
 from absl import flags
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import define_training_flags
+from dynkhydra_tf.old_flags import define_training_flags
 from dynkhydra_tf.paper import numbers as paper
 from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 

@@ -27,7 +27,7 @@ from absl import flags
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_csv, write_text
-from dynkhydra_tf.flags import differing_flags
+from dynkhydra_tf.old_flags import differing_flags
 from dynkhydra_tf.paper.experiments import CONFIGS, TABLES, TAUS, Experiment, experiments
 from dynkhydra_tf.paper.numbers import PLAIN
 from dynkhydra_tf.paper.results import (

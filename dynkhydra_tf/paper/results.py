@@ -12,7 +12,7 @@ import statistics
 from absl import flags
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.flags import PLACES, read_flags
+from dynkhydra_tf.old_flags import PLACES, read_flags
 from dynkhydra_tf.paper.numbers import TAU, Row
 from dynkhydra_tf.tables import number
 

@@ -1,0 +1,338 @@
+"""All settings of training, in one place: types, ranges, defaults, roles, and what the paper used.
+
+`Settings` is made by `flags.py` from a command line or from a run's `flags.cfg`, or by hand. The flags have
+the fields' names. Names of data sets and of choices are repeated here so that `--help` need not load what
+they stand for; a test compares them.
+"""
+
+import dataclasses
+import math
+import os
+import re
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, Role, leaves, list_text, setting, values
+
+SYSTEMS = ("hydra", "plain")
+SCHEDULES = ("piecewise", "cosine")
+DATASETS = ("cifar100", "cub200", "digits", "folder", "food101", "imagenet32")
+BACKBONES = ("densenet", "resnet", "ressep")
+STRATEGIES = ("cluster_balance", "cluster_optimal", "random", "semantic", "file")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(Checked):
+    """Which images, how they become squares, which are held out."""
+
+    dataset: str = setting(
+        "cifar100",
+        f"The data set: {', '.join(DATASETS)}, or tfds:NAME for another one of tensorflow-datasets. "
+        "folder is --data_dir with DIR/CLASS/image, or DIR/train/CLASS/image and the same under test or val.",
+        role=Role.DATA,
+    )
+    data_dir: str | None = setting(
+        None,
+        "Where prepared tfds data sets lie, default ~/tensorflow_datasets; for --dataset=folder the folder.",
+        role=Role.PLACE,
+        path=True,
+    )
+    image_size: int | None = setting(
+        None,
+        "Side of the network's input in pixels; default: the data set's, 32, cub200 224. resnet and densenet "
+        "are made for 32, ressep for 224.",
+        role=Role.DATA,
+        least=8,
+    )
+    fit: str | None = setting(
+        None,
+        "How a picture becomes square: pad adds black bars, crop keeps the middle, stretch squeezes. "
+        "Default: the data set's. The paper: pad for Food-101, crop for CUB-200; folder and tfds:NAME: pad.",
+        role=Role.DATA,
+        choices=("stretch", "pad", "crop"),
+    )
+    test_fraction: float = setting(
+        0.2,
+        "Share of each class drawn for testing, always the same, in a folder or tfds data set without a test "
+        "split.",
+        role=Role.DATA,
+        above=0,
+        below=1,
+    )
+    max_bad_images: int = setting(
+        0,
+        "Leave out at most so many files of a folder that are no images; where there are more, stop.",
+        role=Role.DATA,
+        least=0,
+    )
+    cache: str = setting(
+        "auto",
+        "memory holds the decoded images, none reads and decodes them in each epoch, auto holds them up to "
+        "1 GiB. The training is the same.",
+        role=Role.PLACE,
+        choices=("auto", "memory", "none"),
+    )
+    validation_fraction: float = setting(
+        0.0,
+        "Share of the training images held out, by a fixed stratified draw, to watch the training. The "
+        "paper has none: with 0 the test split is watched.",
+        role=Role.RECIPE,
+        least=0,
+        most=0.5,
+    )
+
+    def check(self) -> None:
+        """Checks the data set's name."""
+        prefix, _, tfds_name = self.dataset.partition(":")
+        if self.dataset not in DATASETS and not (prefix == "tfds" and tfds_name):
+            raise UserError(
+                f"dataset must be one of {', '.join(DATASETS)}, or tfds:NAME. Received: {self.dataset}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationSettings(Checked):
+    """How training images are changed at random."""
+
+    shift: int = setting(
+        4, "Augmentation: random shift in pixels. Not in the paper.", role=Role.RECIPE, least=0
+    )
+    flip: bool | None = setting(
+        None, "Augmentation: random mirroring; default: as fits the data set.", role=Role.RECIPE
+    )
+    cutout: int = setting(
+        16,
+        "Augmentation: side of the square that is cut out, in pixels; 0 for none. The paper uses cutout "
+        "(not on ImageNet32) and does not give its size.",
+        role=Role.RECIPE,
+        least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionSettings(Checked):
+    """Which classes each branch has (section 'Class partitioning')."""
+
+    partition: str = setting(
+        "cluster_balance",
+        "How the classes are divided among the branches. The paper: cluster_balance; random and semantic "
+        "in Table 5. Beyond it: cluster_optimal; file takes --partition_file.",
+        role=Role.PARTITION,
+        choices=STRATEGIES,
+    )
+    partition_file: str | None = setting(
+        None,
+        "The partition.json of an earlier run, for --partition=file.",
+        role=Role.PARTITION,
+        path=True,
+    )
+    feature_extractor: str = setting(
+        "EfficientNetB7",
+        "What embeds the images for clustering: a name of keras.applications, a .keras file that maps "
+        "images (0..255) to vectors, or 'pixels'. The paper: EfficientNetB7.",
+        role=Role.FEATURES,
+        path=True,
+    )
+    feature_weights: str = setting(
+        "imagenet",
+        "Weights of the extractor: imagenet, or a weights file.",
+        role=Role.FEATURES,
+        path=True,
+    )
+    feature_images_per_class: int = setting(
+        0,
+        "Embed only the first so many images of each class; 0 for all, as the paper does.",
+        role=Role.FEATURES,
+        least=0,
+    )
+
+    def check(self) -> None:
+        """Checks that a file is given where it is used."""
+        if (self.partition == "file") != (self.partition_file is not None):
+            raise UserError(
+                "--partition=file and --partition_file go together. Received: "
+                f"partition={self.partition}, partition_file={self.partition_file}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings(Checked):
+    """Which network: its layers, its branches, its gate, its losses."""
+
+    system: str = setting(
+        "hydra",
+        "hydra: stem, gater and branches. plain: the backbone's plain network, the baseline; the flags of "
+        "partition, widths, branches, gate and their losses do not count.",
+        role=Role.NETWORK,
+        choices=SYSTEMS,
+    )
+    backbone: str = setting(
+        "resnet",
+        "The architecture that is cut in two. The paper: resnet and densenet for 32x32, ressep for 224x224.",
+        role=Role.NETWORK,
+        choices=BACKBONES,
+    )
+    depth: int = setting(
+        1, "d, blocks per stage. The paper: 1 to 7 and 9; densenet 1 to 4.", role=Role.NETWORK, least=1
+    )
+    stem_width: float = setting(
+        1.0, "ws, channel multiplier of the stem. The paper: 1; CUB-200 0.5.", role=Role.NETWORK, above=0
+    )
+    branch_width: float = setting(
+        1.0, "wb, of the branches. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
+    )
+    gater_width: float = setting(
+        1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
+    )
+    num_branches: int = setting(
+        20, "nb, = class clusters. The paper: 20; CUB-200 8.", role=Role.NETWORK, least=1
+    )
+    top_k: int = setting(
+        4, "K, most branches of an image. The paper: 4; ImageNet32 5.", role=Role.NETWORK, least=1
+    )
+    tau: float = setting(
+        0.08,
+        "A branch is dropped when its gate probability is below tau; in [0, 1), 0 drops none (HydraRes). "
+        "The paper: 0.01 to 0.1 in Table 6; its lambda for Food-101 are those of 0.08.",
+        role=Role.NETWORK,
+        least=0,
+        below=1,
+    )
+    train_tau: float | None = setting(
+        None, "tau while training; default: --tau.", role=Role.NETWORK, least=0, below=1
+    )
+    combine: str = setting(
+        "sum",
+        "How the projections are combined. The paper: sum. Beyond it: gate_weighted, by gate probability.",
+        role=Role.NETWORK,
+        choices=("sum", "gate_weighted"),
+    )
+    routing: str = setting(
+        "routed",
+        "routed runs a branch only on the images that need it, dense runs all branches on all images.",
+        role=Role.NETWORK,
+        choices=("routed", "dense"),
+    )
+    ensemble_weight: float = setting(1.0, "alpha1, weight of L_E. The paper: 1.", role=Role.NETWORK, least=0)
+    gater_weight: float = setting(1.5, "alpha2, weight of L_G. The paper: 1.5.", role=Role.NETWORK, least=0)
+    branch_weight: float = setting(
+        0.05,
+        "alpha3, weight of each L_b. The paper: 0.05; 0 is HydraRes and DynK.",
+        role=Role.NETWORK,
+        least=0,
+    )
+
+    def check(self) -> None:
+        """Checks K against nb."""
+        if self.top_k > self.num_branches:
+            raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")
+
+
+def _drop(text: str) -> tuple[int, float]:
+    epoch, factor = text.split(":")
+    return int(epoch), float(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimisationSettings(Checked):
+    """How the network is trained, and for how long."""
+
+    epochs: int = setting(
+        190, "Passes over the training images. The paper: 190 on CIFAR-100.", role=Role.RECIPE, least=1
+    )
+    batch_size: int = setting(
+        128, "Images in a step. The paper: 32 on ImageNet32.", role=Role.RECIPE, least=1
+    )
+    learning_rate: float = setting(1e-3, "Base rate of AdamW. The paper: 1e-3.", role=Role.RECIPE, above=0)
+    weight_decay: float = setting(
+        4e-3, "Decoupled weight decay of AdamW. Not in the paper.", role=Role.RECIPE, least=0
+    )
+    schedule: str = setting(
+        "piecewise",
+        "piecewise takes --lr_drops, as the paper does; cosine falls to 0 after a linear warm-up.",
+        role=Role.RECIPE,
+        choices=SCHEDULES,
+    )
+    lr_drops: tuple[tuple[int, float], ...] = setting(
+        ((80, 1e-1), (140, 1e-2), (170, 1e-3), (180, 5e-4)),
+        "EPOCH:FACTOR pairs: from that epoch on, the rate is FACTOR times the base rate.",
+        role=Role.RECIPE,
+        item=_drop,
+        item_text=lambda drop: f"{drop[0]}:{drop[1]:g}",
+        form="EPOCH:FACTOR pairs with rising whole epochs and factors above 0, such as 80:1e-1,140:1e-2",
+    )
+    warmup_epochs: float = setting(1.0, "Linear warm-up of the cosine schedule.", role=Role.RECIPE, least=0)
+    mixed_precision: bool = setting(
+        False, "Convolutions in bfloat16; gate and losses stay in float32.", role=Role.RECIPE
+    )
+    seed: int = setting(
+        0,
+        "Of the weights, the shuffling and the partition.",
+        role=Role.SEED,
+        least=0,
+        most=2**32 - 1,
+    )
+
+    def check(self) -> None:
+        """Checks the drops."""
+        epochs = [epoch for epoch, _ in self.lr_drops]
+        rising = epochs == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
+        if not (rising and all(0 < factor < math.inf for _, factor in self.lr_drops)):
+            known = type(self).__dataclass_fields__["lr_drops"].metadata["setting"]
+            received = list_text(known, self.lr_drops)
+            raise UserError(f"lr_drops must be {known.form}. Received: {received}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceSettings(Checked):
+    """Where a run writes."""
+
+    cache_dir: str | None = setting(
+        None,
+        "Where class means and the check of a folder's files are kept; default ~/.cache/dynkhydra_tf.",
+        role=Role.PLACE,
+        path=True,
+    )
+    run_dir: str | None = setting(
+        None,
+        "Where everything is written; default runs/DATASET, or runs/FOLDER.",
+        role=Role.PLACE,
+        path=True,
+    )
+    overwrite: bool = setting(False, "Start anew where the run directory holds a run.", role=Role.ACTION)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked):
+    """The settings of a training run, group by group."""
+
+    data: DataSettings = DataSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    partition: PartitionSettings = PartitionSettings()
+    network: NetworkSettings = NetworkSettings()
+    optimisation: OptimisationSettings = OptimisationSettings()
+    place: PlaceSettings = PlaceSettings()
+
+    @property
+    def run_dir(self) -> str:
+        """The run directory: the one given, or runs/DATASET, for an image folder runs/NAME of it."""
+        name = self.data.dataset
+        if name == "folder" and self.data.data_dir:
+            name = os.path.basename(os.path.abspath(self.data.data_dir))
+        return self.place.run_dir or os.path.join("runs", re.sub(r"[^\w.-]+", "_", name))
+
+
+def by_role(settings: Settings, *roles: Role) -> dict[str, object]:
+    """The values of the settings that have one of these roles, by name."""
+    wanted = {field.name for field in leaves(type(settings)) if field.metadata["setting"].role in roles}
+    return {name: value for name, value in values(settings).items() if name in wanted}
+
+
+def differences(now: Settings, then: Settings) -> list[str]:
+    """Returns "--name=now (the run's: then)" for each setting that differs; places do not count."""
+    lines = []
+    for field in leaves(type(then)):
+        known = field.metadata["setting"]
+        new, old = values(now)[field.name], values(then)[field.name]
+        if known.role not in (Role.PLACE, Role.ACTION) and new != old:
+            lines.append(f"--{field.name}={list_text(known, new)} (the run's: {list_text(known, old)})")
+    return lines
