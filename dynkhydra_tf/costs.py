@@ -10,12 +10,12 @@ import tensorflow as tf
 from absl import flags
 
 from dynkhydra_tf import cli
+from dynkhydra_tf import paper_numbers as paper
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.model_parts import make_combiner, make_gater, make_plain
 from dynkhydra_tf.old_flags import define_training_flags, make_backbone
-from dynkhydra_tf.paper import numbers as paper
 from dynkhydra_tf.tables import table
 
 # Of the paper's data sets; to ask tensorflow-datasets would need the network.

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from dynkhydra_tf import costs
+from dynkhydra_tf import paper_numbers as paper
 from dynkhydra_tf.backbones import DenseNet, ResNet, ResSep
 from dynkhydra_tf.costs import (
     branched_costs,
@@ -14,7 +15,6 @@ from dynkhydra_tf.costs import (
     plain_costs,
 )
 from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.paper import numbers as paper
 
 # ResNet d=1 at 32x32, by hand: conv, stage 1, stage 2; stage 3.
 STEM = 2 * 1024 * 27 * 16 + 2 * 2 * 1024 * 144 * 16 + 2 * 256 * (144 + 288) * 32

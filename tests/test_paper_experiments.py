@@ -3,7 +3,7 @@ import pytest
 from dynkhydra_tf.costs import NUM_CLASSES
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.paper.experiments import TABLES, Experiment, System, experiments
-from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN, Row
+from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN, Row
 
 # What makes each system, DESIGN.md section 3: (a threshold, a loss of each branch).
 MADE_OF = {

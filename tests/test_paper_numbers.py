@@ -1,4 +1,4 @@
-from dynkhydra_tf.paper import numbers as paper
+from dynkhydra_tf import paper_numbers as paper
 
 
 def test_rows_by_hand():

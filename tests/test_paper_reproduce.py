@@ -13,7 +13,7 @@ import pytest
 from dynkhydra_tf import cli
 from dynkhydra_tf.paper import experiments, report, reproduce
 from dynkhydra_tf.paper.experiments import System, Table
-from dynkhydra_tf.paper.numbers import DYNK_HYDRA, PLAIN
+from dynkhydra_tf.paper_numbers import DYNK_HYDRA, PLAIN
 from tests.conftest import ROOT
 
 # In the place of train.py: notes its call, fails for depth 2 while "broken" is there, leaves a run's files.

@@ -6,7 +6,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.old_flags import to_flagfile
 from dynkhydra_tf.paper import results
 from dynkhydra_tf.paper.experiments import Experiment, System, experiments
-from dynkhydra_tf.paper.numbers import DYNK_HYDRA, HYDRARES
+from dynkhydra_tf.paper_numbers import DYNK_HYDRA, HYDRARES
 
 OURS = Experiment(System("cifar100", DYNK_HYDRA, (3,)), 3)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from dynkhydra_tf.paper import tradeoff
-from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, PLAIN
+from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, PLAIN
 
 
 def test_papers_flops_are_its_own_where_it_has_them_and_else_our_count(monkeypatch):

@@ -1,27 +1,19 @@
-"""What a measurement was made on: a time without it says little."""
+"""What a measurement was made with: the machine and the versions."""
 
-import os
 import platform
 
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf.machine import describe_machine
 
-def describe(onednn):
-    """Returns processor, cores, versions and whether inference runs with oneDNN (bool), as a flat dict."""
+
+def describe(onednn: bool) -> dict[str, str | int]:
+    """Returns processor, cores, versions and whether inference runs with oneDNN, as a flat dict."""
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **describe_machine(),
         "oneDNN in inference": "on" if onednn else "off",
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

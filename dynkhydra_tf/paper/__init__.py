@@ -1,1 +1,1 @@
-"""The paper: its numbers, its experiments as runs of train.py, its tables and figures beside ours."""
+"""The paper's experiments as runs of train.py, its tables and figures beside ours."""

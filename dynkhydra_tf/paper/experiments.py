@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from absl import flags
 
+from dynkhydra_tf import paper_numbers as paper
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.old_flags import define_training_flags
-from dynkhydra_tf.paper import numbers as paper
-from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
+from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 
 CONFIGS = pathlib.Path("configs")  # relative to where the command runs, as the configs' own --flagfile are
 # The thresholds of Table 6, and some beyond them.

@@ -16,9 +16,9 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_text
 from dynkhydra_tf.paper import results
 from dynkhydra_tf.paper.experiments import TABLES, experiments
-from dynkhydra_tf.paper.numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 from dynkhydra_tf.paper.page import Cells, Code, Fold, Heading, Paragraph, Picture, to_html, to_markdown
 from dynkhydra_tf.paper.tradeoff import save_tradeoff
+from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 
 QUESTION = (
     "A Hydra is a network with many small branches, each specialised on a cluster of similar classes. A "

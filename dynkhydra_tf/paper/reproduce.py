@@ -29,7 +29,6 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_csv, write_text
 from dynkhydra_tf.old_flags import differing_flags
 from dynkhydra_tf.paper.experiments import CONFIGS, TABLES, TAUS, Experiment, experiments
-from dynkhydra_tf.paper.numbers import PLAIN
 from dynkhydra_tf.paper.results import (
     TEXT_COLUMNS,
     read_run,
@@ -39,6 +38,7 @@ from dynkhydra_tf.paper.results import (
     tau_table,
 )
 from dynkhydra_tf.paper.tradeoff import save_tradeoff
+from dynkhydra_tf.paper_numbers import PLAIN
 from dynkhydra_tf.tables import markdown_table
 from dynkhydra_tf.tables import table as text_table
 

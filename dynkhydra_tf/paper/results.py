@@ -13,7 +13,7 @@ from absl import flags
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.old_flags import PLACES, read_flags
-from dynkhydra_tf.paper.numbers import TAU, Row
+from dynkhydra_tf.paper_numbers import TAU, Row
 from dynkhydra_tf.tables import number
 
 # How long and on what a network was trained; the rest of the flags says which network it is.

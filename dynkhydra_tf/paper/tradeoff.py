@@ -3,10 +3,10 @@
 import functools
 
 from dynkhydra_tf import figures
+from dynkhydra_tf import paper_numbers as paper
 from dynkhydra_tf.costs import NUM_CLASSES, branched_costs, inference_flops
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.old_flags import make_backbone
-from dynkhydra_tf.paper import numbers as paper
 from dynkhydra_tf.paper.experiments import Experiment, System
 
 COLORS = {

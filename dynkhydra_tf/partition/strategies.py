@@ -13,9 +13,6 @@ distances: with 50 of each class, sizes left free, it is 381.1.
 """
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 
 from dynkhydra_tf.errors import UserError
 
@@ -43,6 +40,9 @@ def centre_distance(class_means: np.ndarray, num_branches: int, seed: int) -> np
     Raises:
         UserError: unless 1 <= num_branches <= M.
     """
+    from scipy.spatial.distance import cdist  # only where classes are clustered: it takes long to import
+    from sklearn.cluster import KMeans
+
     class_means = np.asarray(class_means, dtype=np.float64)
     check_num_branches(num_branches, len(class_means))
     kmeans = KMeans(num_branches, n_init=10, random_state=seed).fit(class_means)
@@ -86,6 +86,8 @@ def optimal_assign(distance: np.ndarray) -> np.ndarray:
     Returns:
         (M,) int64, the cluster of each class.
     """
+    from scipy.optimize import linear_sum_assignment  # only here: it takes long to import
+
     num_classes, num_branches = distance.shape
     required, more = divmod(num_classes, num_branches)
     centres = np.arange(num_branches)
