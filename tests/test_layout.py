@@ -15,13 +15,15 @@ PACKAGE = "dynkhydra_tf"
 ORDER = """
 errors paper_numbers machine
 files tables fields
-settings gating routing losses heads
+settings
+flags
+cli gating routing losses heads
 backbones
 model_parts
 hydra plain
 data partition
-flags old_flags
-cli runs training figures
+old_flags
+runs training figures
 costs
 evaluation
 serving
@@ -93,14 +95,14 @@ def test_no_module_imports_itself_by_way_of_others():
         ("costs", "from dynkhydra_tf.paper import report", "costs.py:2: costs imports paper"),
         ("costs", "from dynkhydra_tf import evaluation", "costs.py:2: costs imports evaluation"),
         ("data/catalog", "import dynkhydra_tf.hydra, os", None),
-        ("data/catalog", "import dynkhydra_tf.flags", "data/catalog.py:2: data imports flags"),
+        ("data/catalog", "import dynkhydra_tf.runs", "data/catalog.py:2: data imports runs"),
         ("data/catalog", "import dynkhydra_tf.partition.make", "data/catalog.py:2: data imports partition"),
         ("hydra", "from dynkhydra_tf import Hydra", "hydra.py:2: hydra imports __init__"),
         ("hydra", "import dynkhydra_tf", None),
     ],
 )
 def test_a_planted_import_is_found(tmp_path, module, line, told):
-    for name in ("__init__", "hydra", "paper/report", "partition/make", "evaluation", module):
+    for name in ("__init__", "hydra", "paper/report", "partition/make", "evaluation", "runs", module):
         path = tmp_path / PACKAGE / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
