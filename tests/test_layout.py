@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 PACKAGE = "dynkhydra_tf"
 # Each line imports only from the lines above it; those of one line do not import each other.
 ORDER = """
-errors paper_numbers machine
-files tables fields
+errors paper_numbers machine import_hooks
+files tables fields registration
 settings
 flags
 cli gating routing losses heads

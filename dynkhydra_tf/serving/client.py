@@ -4,8 +4,11 @@
     python -m dynkhydra_tf.serving.client --grpc=localhost:8500 --model=digits photo.jpg
 
 prints a line for each picture: file, label, probability, how many branches it took, the best labels. The
-files go as they are: the served model decodes and prepares them. In Python both clients take all that the
-signatures take (`serving/signatures.py`), a threshold for each image among it:
+files go as they are: the served model decodes and prepares them. One that cannot be read, or that the server
+refuses, does not stop the others: it is named at the end, and the exit status is 1.
+
+In Python both clients take all that the signatures take (`serving/signatures.py`), a threshold for each image
+among it:
 
     with RestClient("http://localhost:8501/v1/models/digits") as client:
         answer = client.predict({"images": images, "tau": np.full(len(images), 0.2)}, "with_tau")
@@ -20,6 +23,7 @@ import json
 import pathlib
 import re
 import ssl
+import sys
 import urllib.parse
 
 import numpy as np
@@ -379,17 +383,22 @@ def main(options, photos):
         client = RestClient(options.url, options.timeout)
     else:
         client = GrpcClient(options.grpc, options.model, options.timeout)
+    failed = []
     with client:
+        client.status()  # a server or a model that is not there is told once, and not for each photo
         for photo in photos:
             try:
                 content = pathlib.Path(photo).read_bytes()
-            except OSError as error:
-                raise UserError(f"{photo} cannot be read: {error.strerror}") from error
-            try:
                 answer = client.predict({"image_bytes": [content]}, "image_bytes")
+            except (OSError, ServerError) as error:
+                reason = error if isinstance(error, ServerError) else f"cannot be read: {error.strerror}"
+                print(f"{photo}: {reason}", file=sys.stderr)
+                failed.append(photo)
+            else:
                 print(f"{photo}  {_line(answer, options.top)}")
-            except UserError as error:
-                raise UserError(f"{photo}: {error}") from error
+    if failed:
+        print(f"error: {len(failed)} of {len(photos)} photos failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""Doing something around the import of a package, without importing it."""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+class _Hook(importlib.abc.MetaPathFinder):
+    """Finds one package as the finders after it do, and puts a context around its execution."""
+
+    def __init__(self, name: str, around: Callable[[], contextlib.AbstractContextManager]) -> None:
+        self.name = name
+        self.around = around
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The package's own spec, with the context in its loader; None for other packages."""
+        if fullname != self.name:
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            if spec := finder.find_spec(fullname, path, target):
+                break
+        else:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_within(module: ModuleType) -> None:
+            with self.around():
+                execute(module)
+
+        spec.loader.exec_module = execute_within
+        return spec
+
+
+def around_import(name: str, around: Callable[[], contextlib.AbstractContextManager]) -> None:
+    """Has a package imported within a context, when somebody imports it; once it is imported, does nothing.
+
+    Args:
+        name: of a package at the top, such as "keras".
+        around: makes the context.
+    """
+    if name not in sys.modules:
+        sys.meta_path.insert(0, _Hook(name, around))

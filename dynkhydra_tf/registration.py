@@ -1,0 +1,66 @@
+"""Keras finds this package's classes by name, before the modules that define them are imported.
+
+Keras looks a saved class up in `keras.saving.get_custom_objects()`, where its module puts it when it is
+imported; Keras itself imports no module but its own. So that opening a model needs no more than
+`import dynkhydra_tf`, a stand-in for each class waits there as soon as Keras is imported, and imports the
+module when it is asked for an object.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+
+from dynkhydra_tf.import_hooks import around_import
+
+PACKAGE = "dynkhydra_tf"
+# The registered classes and their modules; tests/test_registration.py keeps it whole.
+CLASSES = {
+    "BasicBlock": "backbones.resnet",
+    "BatchNorm": "backbones.blocks",
+    "ConvBN": "backbones.blocks",
+    "DenseLayer": "backbones.densenet",
+    "DenseNet": "backbones.densenet",
+    "Hydra": "hydra",
+    "NormReLU": "backbones.densenet",
+    "Plain": "plain",
+    "ResNet": "backbones.resnet",
+    "ResSep": "backbones.ressep",
+}
+
+
+class _StandIn:
+    """What Keras asks for an object in place of the class itself.
+
+    Args:
+        name: the class's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def from_config(self, config: dict) -> object:
+        """An object of the class; its module, when imported, takes the stand-in's place with the class."""
+        module = importlib.import_module(f"{PACKAGE}.{CLASSES[self.name]}")
+        return getattr(module, self.name).from_config(config)
+
+
+def register_with_keras() -> None:
+    """Puts the stand-ins into Keras, now or when it is imported."""
+    if "keras" in sys.modules:
+        _register()
+    else:
+        around_import("keras", _registering)
+
+
+@contextlib.contextmanager
+def _registering() -> Iterator[None]:
+    yield
+    _register()
+
+
+def _register() -> None:
+    import keras
+
+    for name in CLASSES:
+        keras.saving.get_custom_objects().setdefault(f"{PACKAGE}>{name}", _StandIn(name))
