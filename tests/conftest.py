@@ -12,6 +12,7 @@ import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads whe
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dynkhydra_tf import cli, flags
 from dynkhydra_tf.backbones import Backbone
@@ -131,6 +132,15 @@ def coloured_images(labels, seed=0):
     )
     noise = rng.normal(0, 50, (len(labels), 8, 8, 3))
     return np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8), labels
+
+
+def assert_random_access_agrees(source, split, indices):
+    """Checks that a source's random access gives the examples that reading gives."""
+    read = list(source.read(split).take(max(indices) + 1).as_numpy_iterator())
+    fetched = tf.data.Dataset.from_tensor_slices(np.array(indices)).map(source.fetch(split))
+    for index, (image, label) in zip(indices, fetched.as_numpy_iterator(), strict=True):
+        assert (image == read[index][0]).all()
+        assert label == read[index][1]
 
 
 @pytest.fixture

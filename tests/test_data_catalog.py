@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from dynkhydra_tf.data.catalog import find_entry, load_data
 from dynkhydra_tf.data.image_data import AUTO_BYTES
 from dynkhydra_tf.data.pipeline import evaluation_batches, training_batches
-from dynkhydra_tf.data.sources import base as sources
+from dynkhydra_tf.data.sources import tfds as sources
 from dynkhydra_tf.errors import UserError
 
 TFDS_DIR = Path(__file__).parents[2] / "shared" / "data" / "tfds"

@@ -1,31 +1,23 @@
 """The catalog of data sets: what each is called, how its images are prepared, and how to get them.
 
-`load_data(name)` gives an `ImageData`. A new data set is one entry of `DATASETS`: its source (`sources.py`)
-and what differs from the defaults of `Entry`. Beside them, tfds:NAME is any set of tensorflow-datasets.
+`load_data(name)` gives an `ImageData`, `open_data(settings)` the one of a run's settings. A new data set is
+one entry of `DATASETS`: its source (`sources/`) and what differs from the defaults of `Entry`. Beside them,
+tfds:NAME is any set of tensorflow-datasets.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from dynkhydra_tf.data.image_data import CACHES, ImageData
 from dynkhydra_tf.data.preprocessing import FITS
-from dynkhydra_tf.data.sources.base import DigitsSource, TfdsSource
+from dynkhydra_tf.data.sources.base import Source
+from dynkhydra_tf.data.sources.digits import DigitsSource
 from dynkhydra_tf.data.sources.folder.source import FolderSource
+from dynkhydra_tf.data.sources.tfds import TfdsSource
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import DataSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class Opening:
-    """What a source may need to know beside its name; see `load_data`."""
-
-    data_dir: str | None
-    download: bool
-    test_fraction: float
-    max_bad_images: int
-    cache_dir: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +25,9 @@ class Entry:
     """One data set of the catalog.
 
     Attributes:
-        source: makes the data set's source from an `Opening`.
+        source: the kind of its source, a subclass of `Source`.
+        arguments: what the source is made with, beside its `settings`, which are taken from `load_data`'s
+            arguments.
         image_size: S, side of the network's input in pixels, unless `load_data` is given another.
         fit: how a picture becomes square, see `preprocess`; likewise.
         flip: whether a mirrored image is still of its class.
@@ -41,8 +35,9 @@ class Entry:
         coarse_feature: the source's feature with superclasses, or None.
     """
 
-    source: Callable
-    image_size: int
+    source: type[Source]
+    arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    image_size: int = 32  # what the default backbone, ResNet, is made for
     fit: str = "stretch"
     flip: bool = True
     statistics: tuple | None = None
@@ -50,13 +45,12 @@ class Entry:
 
 
 def _tfds(tfds_name, **settings):
-    return lambda opening: TfdsSource(tfds_name, opening.data_dir, opening.download, **settings)
+    return {"source": TfdsSource, "arguments": {"tfds_name": tfds_name, **settings}}
 
 
 DATASETS = {
     "cifar100": Entry(
-        source=_tfds("cifar100"),
-        image_size=32,
+        **_tfds("cifar100"),
         statistics=(
             (0.50708 * 255, 0.48655 * 255, 0.44092 * 255),
             (0.26733 * 255, 0.25644 * 255, 0.27615 * 255),
@@ -65,24 +59,18 @@ DATASETS = {
     ),
     # The paper has 9,000 training images: of all 11,788, for the set's own split has 5,994.
     "cub200": Entry(
-        source=_tfds("caltech_birds2011", pool="train+test", test_fraction=2788 / 11788),
+        **_tfds("caltech_birds2011", pool="train+test", test_fraction=2788 / 11788),
         image_size=224,
         fit="crop",
     ),
-    "digits": Entry(source=lambda opening: DigitsSource(), image_size=32, flip=False),
-    "folder": Entry(
-        source=lambda opening: FolderSource(
-            opening.data_dir, opening.test_fraction, opening.max_bad_images, opening.cache_dir
-        ),
-        image_size=32,  # what the default backbone, ResNet, is made for
-        fit="pad",  # photographs come in all proportions, and nothing of them is cut off
-    ),
-    "food101": Entry(source=_tfds("food101", test_split="validation"), image_size=32, fit="pad"),
-    "imagenet32": Entry(source=_tfds("imagenet_resized/32x32", test_split="validation"), image_size=32),
+    "digits": Entry(DigitsSource, flip=False),
+    "folder": Entry(FolderSource, fit="pad"),  # photographs come in all proportions; nothing is cut off
+    "food101": Entry(**_tfds("food101", test_split="validation"), fit="pad"),
+    "imagenet32": Entry(**_tfds("imagenet_resized/32x32", test_split="validation")),
 }
 
 
-def find_entry(name):
+def find_entry(name: str) -> Entry:
     """The entry of a data set, or one made for tfds:NAME.
 
     Raises:
@@ -90,34 +78,24 @@ def find_entry(name):
     """
     prefix, _, tfds_name = name.partition(":")
     if prefix == "tfds" and tfds_name:
-        return Entry(
-            source=lambda opening: TfdsSource(
-                tfds_name,
-                opening.data_dir,
-                opening.download,
-                test_split=None,
-                test_fraction=opening.test_fraction,
-            ),
-            image_size=32,
-            fit="pad",
-        )
+        return Entry(**_tfds(tfds_name, test_split=None), fit="pad")
     if name not in DATASETS:
         raise UserError(f"data set must be one of {', '.join(DATASETS)}, or tfds:NAME. Received: {name!r}")
     return DATASETS[name]
 
 
 def load_data(
-    name,
-    data_dir=None,
-    validation_fraction=0.0,
-    download=True,
-    image_size=None,
-    fit=None,
-    test_fraction=0.2,
-    max_bad_images=0,
-    cache="auto",
-    cache_dir=None,
-):
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    validation_fraction: float = 0.0,
+    download: bool = True,
+    image_size: int | None = None,
+    fit: str | None = None,
+    test_fraction: float = 0.2,
+    max_bad_images: int = 0,
+    cache: str = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> ImageData:
     """Opens a data set of the catalog.
 
     Args:
@@ -149,7 +127,15 @@ def load_data(
     for argument, value, allowed in (("fit", fit or entry.fit, FITS), ("cache", cache, CACHES)):
         if value not in allowed:
             raise UserError(f"{argument} must be one of {', '.join(allowed)}. Received: {value!r}")
-    source = entry.source(Opening(data_dir, download, test_fraction, max_bad_images, cache_dir))
+    given = {
+        "data_dir": data_dir,
+        "download": download,
+        "test_fraction": test_fraction,
+        "max_bad_images": max_bad_images,
+        "cache_dir": cache_dir,
+    }
+    taken = {setting: given[setting] for setting in entry.source.settings}
+    source = entry.source(**taken | entry.arguments)
     held_out = _draw_validation(name, source, validation_fraction)
     sizes = {"train": source.size("train"), "validation": 0, "test": source.size("test")}
     if held_out is not None:

@@ -31,7 +31,7 @@ class ImageData:
         fit: how a picture becomes square, see `preprocess`; serving needs it.
         flip: whether a mirrored image is still of its class.
         sizes: number of images of the splits `train`, `validation` (0 where none is held out) and `test`.
-        source: what it is read from, see `sources.py`.
+        source: what it is read from, see `sources/`.
         held_out: for each example of the source's training split whether it is of `validation`, or None.
         coarse_feature: the source's feature with superclasses, or None.
         known_statistics: (mean, std) where they need not be computed, else None.

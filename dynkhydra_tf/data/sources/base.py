@@ -1,51 +1,38 @@
-"""Where the images come from: each source has the splits `train` and `test` of one data set.
+"""`Source`: what the catalog needs of a place where images come from."""
 
-`Source` tells what the catalog needs of one. Here are those of tensorflow-datasets and scikit-learn;
-`folder_source.py` has image folders.
-"""
-
-import functools
-import logging
-import os
+from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf.data.sources.records import Records
-from dynkhydra_tf.data.splits import draw_stratified
-from dynkhydra_tf.errors import UserError
-
-REACH_TIMEOUT = 10  # seconds
-
-# tensorflow-datasets warns of attributes of its own whenever a data set is opened.
-_OWN_WARNINGS = ("`FeatureConnector.dtype`", "`TensorInfo.dtype`")
-logging.getLogger("absl").addFilter(lambda record: not record.getMessage().startswith(_OWN_WARNINGS))
-
 
 class Source:
-    """What every source has. The examples of a split are numbered, in an order that never changes.
+    """The splits `train` and `test` of one data set; the examples of a split are numbered, always alike.
 
     Attributes:
+        settings: names of the arguments that its constructor takes from `load_data`'s.
         held_out: (n,) bool, which examples of `train` the data set itself means for validation; or None.
         fingerprint: str that differs wherever the images do, for sets whose name does not tell; or None.
     """
 
-    held_out = None
-    fingerprint = None
+    settings: ClassVar[tuple[str, ...]] = ()
+    held_out: np.ndarray | None = None
+    fingerprint: str | None = None
 
-    def label_names(self, feature="label"):
-        """The names of a label feature's values, a tuple of str."""
+    def label_names(self, feature: str = "label") -> tuple[str, ...]:
+        """The names of a label feature's values."""
         raise NotImplementedError
 
-    def size(self, split):
+    def size(self, split: str) -> int:
         """n, the number of examples of a split."""
         raise NotImplementedError
 
-    def labels(self, split, feature="label"):
+    def labels(self, split: str, feature: str = "label") -> np.ndarray:
         """(n,) int, a label of each example; no image is decoded."""
         raise NotImplementedError
 
-    def read(self, split, wanted=None):
+    def read(self, split: str, wanted: np.ndarray | None = None) -> tf.data.Dataset:
         """The examples one after the other.
 
         Args:
@@ -57,231 +44,6 @@ class Source:
         """
         raise NotImplementedError
 
-    def fetch(self, split):
+    def fetch(self, split: str) -> Callable:
         """Random access: a function (index () int64) -> (picture, label) for a `tf.data` map."""
         raise NotImplementedError
-
-
-class DigitsSource(Source):
-    """Scikit-learn's 1,797 handwritten digits, 10 classes: real data that needs no download.
-
-    The pictures are (8,8,1) uint8, scaled from 0..16 to 0..255. The data set has no split of its own; a third
-    is drawn as the test split, stratified, the same on every machine.
-    """
-
-    def label_names(self, feature="label"):
-        """The digits "0" to "9"."""
-        return tuple(str(digit) for digit in range(10))
-
-    def size(self, split):
-        """The number of images of a split."""
-        return len(self._splits[split][1])
-
-    def labels(self, split, feature="label"):
-        """The digit of each image."""
-        return self._splits[split][1]
-
-    def read(self, split, wanted=None):
-        """A dataset of (picture (8,8,1) uint8, label)."""
-        pictures, labels = self._splits[split]
-        chosen = slice(None) if wanted is None else wanted
-        return tf.data.Dataset.from_tensor_slices((pictures[chosen], labels[chosen]))
-
-    def fetch(self, split):
-        """A function of an index."""
-        pictures, labels = map(tf.constant, self._splits[split])
-        return lambda index: (pictures[index], labels[index])
-
-    @functools.cached_property
-    def _splits(self):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-        train_images, test_images, train_labels, test_labels = train_test_split(
-            images, digits.target, test_size=1 / 3, stratify=digits.target, random_state=0
-        )
-        return {"train": (train_images, train_labels), "test": (test_images, test_labels)}
-
-
-class TfdsSource(Source):
-    """A data set of tensorflow-datasets, read from `data_dir` and downloaded where it is not there.
-
-    Args:
-        tfds_name: its name in tensorflow-datasets, with its config where it has some: NAME or NAME/CONFIG.
-        data_dir: directory of prepared data sets, or None for tensorflow-datasets' own default.
-        download: whether a data set that is not there may be downloaded.
-        test_split: the name of its test split. None: `test` or else `validation`; where it has only `train`,
-            a part of that is drawn, as if `pool` were "train".
-        pool: tensorflow-datasets' name of what is divided anew into training and test, such as
-            "train+test", by a fixed stratified draw; None: the data set's own splits are used.
-        test_fraction: the part of the pool for testing.
-
-    Raises:
-        UserError: `data_dir` is no directory, there is no such data set, it is not there and cannot be
-            downloaded, its files are no TFRecords, it has no `image` with a `label` that has names, or no
-            split `train`.
-    """
-
-    def __init__(
-        self, tfds_name, data_dir=None, download=True, test_split="test", pool=None, test_fraction=None
-    ):
-        """Finds the prepared data set, or downloads and prepares it."""
-        import tensorflow_datasets as tfds
-
-        data_dir = data_dir and os.path.expanduser(data_dir)
-        if data_dir is not None and not tf.io.gfile.isdir(data_dir):
-            raise UserError(
-                f"data_dir={os.fspath(data_dir)!r} is not a directory; give one that holds {tfds_name} as "
-                "tensorflow-datasets prepares it, or make an empty one to download it to"
-            )
-        try:
-            self._builder = tfds.builder(tfds_name, data_dir=data_dir, try_gcs=False)
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"tensorflow-datasets has no data set {tfds_name!r}: {reason}") from error
-        _check_features(tfds_name, self._builder.info.features)
-        if not self._builder.is_prepared():
-            _prepare(self._builder, tfds_name, download)
-        if self._builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-            raise UserError(
-                f"{tfds_name} in {os.fspath(self._builder.data_dir)} is not prepared as TFRecord: prepare "
-                "it once more, elsewhere, with file_format='tfrecord'"
-            )
-        self._name = tfds_name
-        if test_split is None and pool is None:
-            test_split = self._find_test_split()
-            pool = "train" if test_split is None else None
-        self._splits = {"train": pool or "train", "test": pool or test_split}
-        self._members = {"train": None, "test": None}  # positions within the pool
-        if pool:
-            drawn = draw_stratified(self._labels_of(pool, "label"), test_fraction)
-            self._members = {"train": np.flatnonzero(~drawn), "test": np.flatnonzero(drawn)}
-
-    def label_names(self, feature="label"):
-        """The names of a label feature's values."""
-        return tuple(self._builder.info.features[feature].names)
-
-    def size(self, split):
-        """The number of images of a split."""
-        members = self._members[split]
-        return self._pool_size(split) if members is None else len(members)
-
-    def labels(self, split, feature="label"):
-        """A label feature of each example; the images are not decoded."""
-        labels = self._labels_of(self._splits[split], feature)
-        return labels if self._members[split] is None else labels[self._members[split]]
-
-    def read(self, split, wanted=None):
-        """A dataset of (picture, label), in the order of the files."""
-        import tensorflow_datasets as tfds
-
-        examples = self._examples(self._splits[split], "image", "label", image=tfds.decode.SkipDecoding())
-        if wanted is not None or self._members[split] is not None:
-            mask = tf.constant(self._pool_mask(split, wanted))
-            examples = examples.enumerate().filter(lambda position, _: mask[position])
-            examples = examples.map(lambda _, example: example)
-        decode = self._builder.info.features["image"].decode_example
-        return examples.map(
-            lambda example: (decode(example["image"]), example["label"]),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-
-    def fetch(self, split):
-        """A function of an index.
-
-        Raises:
-            UserError: the data set's files are damaged or not on a local disk.
-        """
-        import tensorflow_datasets as tfds
-
-        info = self._builder.info
-        members = None if self._members[split] is None else tf.constant(self._members[split])
-        parts = info.splits[self._splits[split]].file_instructions
-        records = Records([(part.filename, part.skip, part.take) for part in parts])
-        features = tfds.decode.PartialDecoding({"image": True, "label": True}).extract_features(info.features)
-
-        def fetch(index):
-            position = index if members is None else tf.gather(members, index)
-            example = features.deserialize_example(records.read(position))
-            return example["image"], example["label"]
-
-        return fetch
-
-    def _examples(self, tfds_split, *features, **decoders):
-        """A dataset of dicts of the features, those without a decoder decoded in the usual way."""
-        import tensorflow_datasets as tfds
-
-        # Without a decoder for the whole example, a pass over the labels would decode the images too.
-        wanted = tfds.decode.PartialDecoding(dict.fromkeys(features, True), decoders=decoders or None)
-        # One file after the other: the order of `Records`.
-        one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        return self._builder.as_dataset(
-            split=tfds_split, shuffle_files=False, decoders=wanted, read_config=one_by_one
-        )
-
-    def _labels_of(self, tfds_split, feature):
-        batches = self._examples(tfds_split, feature).batch(4096).as_numpy_iterator()
-        return np.concatenate([batch[feature] for batch in batches])
-
-    def _pool_size(self, split):
-        return int(self._examples(self._splits[split], "label").cardinality())
-
-    def _pool_mask(self, split, wanted):
-        """(n,) bool over all that `split` is a part of, True for its examples that are wanted."""
-        if self._members[split] is None:
-            return wanted
-        mask = np.zeros(self._pool_size(split), bool)
-        mask[self._members[split] if wanted is None else self._members[split][wanted]] = True
-        return mask
-
-    def _find_test_split(self):
-        """The name of a split with labels to test on; None where there is only `train`."""
-        names = list(self._builder.info.splits)
-        if names and "train" not in names:
-            raise UserError(
-                f"{self._name} cannot be used: it needs a split 'train'. It has: {', '.join(names)}"
-            )
-        for name in ("test", "validation"):
-            # A test split may keep its labels back: they are all -1.
-            if name in names and self._labels_of(f"{name}[:1]", "label")[0] >= 0:
-                return name
-        return None if names else "test"  # under tfds.testing.mock_data there are no names
-
-
-def _check_features(tfds_name, features):
-    import tensorflow_datasets as tfds
-
-    needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-    if not all(name in features and isinstance(features[name], kind) for name, kind in needed.items()):
-        raise UserError(
-            f"{tfds_name} cannot be used: it needs a feature 'image' that is a picture and a feature 'label' "
-            f"with class names. It has: {', '.join(features)}"
-        )
-
-
-def _prepare(builder, tfds_name, download):
-    """Downloads and prepares a tensorflow-datasets builder, or says in one line why that cannot be."""
-    problem = f"{tfds_name} is not prepared in {os.fspath(builder.data_dir)}"
-    remedy = (
-        "Give a data_dir that holds it, or run this where there is a network and copy the directory: "
-        f"python -c \"import tensorflow_datasets as t; t.load('{tfds_name}', data_dir='DIR')\""
-    )
-    if not download:
-        raise UserError(f"{problem}, and downloading is off. {remedy}")
-    try:
-        _check_reachable(builder)
-        builder.download_and_prepare()
-    except Exception as error:  # network, server, disk, checksum: tensorflow-datasets has a class for each
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{problem}, and downloading it failed ({reason}). {remedy}") from error
-
-
-def _check_reachable(builder):
-    """Raises an OSError within seconds where there is no network: tensorflow-datasets retries for minutes."""
-    import requests  # what tensorflow-datasets downloads with: the same proxies and certificates
-
-    for url in list(builder.url_infos or ())[:1]:
-        requests.get(url, stream=True, timeout=REACH_TIMEOUT).close()

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,14 +19,14 @@ NAMED = 10  # bad files that an error message names
 
 
 class FolderSource(Source):
-    """The images of a folder; see `folders.py` for the layouts. Prints what was found.
+    """The images of a folder; see `listing.py` for the layouts. Prints what was found.
 
     Which images are for testing depends on the hash of their paths: the draw is the same on every machine,
     and images that are added later change it little. The order of the examples is that of the hashes, too, so
     that the classes are mixed.
 
     Args:
-        root: the folder.
+        data_dir: the folder.
         test_fraction: of a folder that is not divided, the part of each class for testing, in (0, 1).
         max_bad_images: most files that may be left out because they cannot be decoded.
         cache_dir: where the check of the files is kept, see `check_files`.
@@ -34,11 +36,19 @@ class FolderSource(Source):
             has no others, no image to draw for testing.
     """
 
-    def __init__(self, root, test_fraction=0.2, max_bad_images=0, cache_dir=None):
+    settings: ClassVar = ("data_dir", "test_fraction", "max_bad_images", "cache_dir")
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike | None,
+        test_fraction: float = 0.2,
+        max_bad_images: int = 0,
+        cache_dir: str | os.PathLike | None = None,
+    ):
         """Finds and checks the files."""
         if not 0 < test_fraction < 1:
             raise UserError(f"test_fraction must be above 0 and below 1. Received: {test_fraction}")
-        listing = find_images(root)
+        listing = find_images(data_dir)
         check = check_files(listing.root, listing.paths, cache_dir)
         self._root, self._shown = listing.root, readable(listing.root)
         self._class_names = listing.class_names
@@ -59,26 +69,26 @@ class FolderSource(Source):
             self.held_out = splits[self._members["train"]] == "validation"
         self._report(splits, listing.unsearched)
 
-    def label_names(self, feature="label"):
+    def label_names(self, feature: str = "label") -> tuple[str, ...]:
         """The names of the classes."""
         return self._class_names
 
-    def size(self, split):
+    def size(self, split: str) -> int:
         """The number of images of a split."""
         return len(self._members[split])
 
-    def labels(self, split, feature="label"):
+    def labels(self, split: str, feature: str = "label") -> np.ndarray:
         """The class of each image."""
         return self._labels[self._members[split]]
 
-    def read(self, split, wanted=None):
+    def read(self, split: str, wanted: np.ndarray | None = None) -> tf.data.Dataset:
         """A dataset of (picture, label), decoded on all cores."""
         indices = np.arange(self.size(split)) if wanted is None else np.flatnonzero(wanted)
         return tf.data.Dataset.from_tensor_slices(indices).map(
             self.fetch(split), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
 
-    def fetch(self, split):
+    def fetch(self, split: str) -> Callable:
         """A function of an index, that reads and decodes a file."""
         folder = tf.constant(os.path.join(os.fsencode(self._root), b""))
         paths = tf.constant(self._paths[self._members[split]].tolist())

@@ -1,4 +1,6 @@
+import logging
 import os
+import runpy
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -6,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import requests
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dynkhydra_tf.data.sources import base as sources
-from dynkhydra_tf.data.sources.base import DigitsSource, TfdsSource
+from dynkhydra_tf.data.sources import tfds as sources
+from dynkhydra_tf.data.sources.tfds import TfdsSource
 from dynkhydra_tf.errors import UserError
+from tests.conftest import assert_random_access_agrees
 
 TFDS_DIR = Path(__file__).parents[2] / "shared" / "data" / "tfds"
 needs_cifar100 = pytest.mark.skipif(
@@ -63,6 +65,19 @@ def test_download_false_never_asks_the_network(no_network, tmp_path):
     assert not no_network
 
 
+def test_the_warnings_of_the_library_are_kept_away_once_it_is_used_and_not_before(tmp_path):
+    absl = logging.getLogger("absl")
+    absl.filters.clear()
+    runpy.run_path(sources.__file__)
+    assert not absl.filters
+    for _ in range(2):
+        with pytest.raises(UserError):
+            TfdsSource("cifar100", data_dir=tmp_path, download=False)
+    (kept_away,) = absl.filters
+    texts = {"`TensorInfo.dtype` is going": False, "something else": True}
+    assert {text: kept_away(logging.makeLogRecord({"msg": text})) for text in texts} == texts
+
+
 @needs_cifar100
 def test_prepared_data_is_read_without_network(no_network):
     source = TfdsSource("cifar100", data_dir=TFDS_DIR)
@@ -77,14 +92,6 @@ def test_prepared_data_is_read_without_network(no_network):
 def test_random_access_to_real_data_gives_what_reading_gives():
     source = TfdsSource("cifar100", data_dir=TFDS_DIR)
     assert_random_access_agrees(source, "test", [0, 1, 77])
-
-
-def assert_random_access_agrees(source, split, indices):
-    read = list(source.read(split).take(max(indices) + 1).as_numpy_iterator())
-    fetched = tf.data.Dataset.from_tensor_slices(np.array(indices)).map(source.fetch(split))
-    for index, (image, label) in zip(indices, fetched.as_numpy_iterator(), strict=True):
-        assert (image == read[index][0]).all()
-        assert label == read[index][1]
 
 
 def test_a_pass_over_the_labels_decodes_no_image(monkeypatch, tmp_path):
@@ -247,19 +254,3 @@ def test_a_tfds_set_that_cannot_be_used_is_one_line(prepare, tmp_path):
 def test_files_of_another_format_are_refused(prepare):
     with pytest.raises(UserError, match=r"tiny in .*tiny/1\.0\.0 is not prepared as TFRecord: prepare"):
         prepare(Tiny, file_format="array_record")
-
-
-def test_digits_are_split_in_thirds_of_every_class_always_alike():
-    source = DigitsSource()
-    assert (source.size("train"), source.size("test")) == (1198, 599)
-    images, labels = (np.stack(parts) for parts in zip(*source.read("test").as_numpy_iterator(), strict=True))
-    assert images.shape == (599, 8, 8, 1) and images.dtype == np.uint8
-    assert (source.labels("test") == labels).all()
-    assert_random_access_agrees(source, "test", [598, 0, 100])
-    assert len(list(source.read("train", np.arange(1198) < 5))) == 5
-    # Scikit-learn's documentation counts these images of 0 to 9; a third of each, rounded either way.
-    counts = np.array([178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
-    assert (np.abs(np.bincount(labels) - counts / 3) < 1).all()
-    assert labels[:12].tolist() == [2, 3, 7, 0, 8, 4, 8, 4, 6, 5, 4, 9]  # seen once, to stay
-    # 0..16 is scaled to 0..255: 1 is 15.9 -> 16, 8 is 127.5 -> 128 (the even one), 16 is 255.
-    assert set(np.unique(images)) == {round(value * 255 / 16) for value in range(17)}
