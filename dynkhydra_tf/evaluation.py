@@ -10,8 +10,8 @@ Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all
 import dataclasses
 import pathlib
 import textwrap
+import types
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -22,11 +22,11 @@ from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.gating import select_branches
-from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.old_flags import data_settings, read_flags
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.runs import RunDirectory
+from dynkhydra_tf.runs import FinishedRun, load_network
+from dynkhydra_tf.runs import check_network as check_images
 from dynkhydra_tf.tables import table
 
 
@@ -232,29 +232,6 @@ def tau_text(tau_rows):
 # === What commands share ===
 
 
-def load_network(path):
-    """Loads a trained network.
-
-    Args:
-        path: `pathlib.Path` of a .keras file.
-
-    Returns:
-        `Hydra` or `Plain`.
-
-    Raises:
-        UserError: no such file, no Keras model, or one of another kind.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is not there; a run has one after its last epoch: finish it with train.py")
-    try:
-        model = keras.saving.load_model(path)
-    except Exception as error:  # whatever a file that is no model makes of zipfile, h5py and Keras
-        raise UserError(f"{path} cannot be loaded as a Keras model: {error}") from error
-    if not isinstance(model, (Hydra, Plain)):
-        raise UserError(f"{path} holds a {type(model).__name__}; it must be a Hydra or a Plain")
-    return model
-
-
 def open_hydra_run(options, parts, verb):
     """Opens the run of a command that looks into a Hydra.
 
@@ -270,23 +247,13 @@ def open_hydra_run(options, parts, verb):
     """
     if not options.run_dir:
         raise UserError(f"Give --run_dir=DIR, the run whose {parts} to {verb}")
-    run = RunDirectory(options.run_dir)
-    trained_with = read_flags(run.flags)
-    if trained_with.system == "plain":
-        raise UserError(f"{run.path} holds a plain network, which has no {parts}; give a run of a Hydra")
+    run = FinishedRun.open(options.run_dir)
+    run.check_hydra(parts)
+    trained_with = read_flags(run.path / "flags.cfg")
+    run = types.SimpleNamespace(path=run.path, model=run.model_path, partition=run.path / "partition.json")
     output = pathlib.Path(options.output_dir or run.path / "evaluation")
     check_writable(output, "output_dir")
     return run, trained_with, output
-
-
-def check_images(path, model, data):
-    """Raises UserError unless the model of a .keras file takes the images and classes of an `ImageData`."""
-    takes, has = (model.num_classes, model.backbone.input_shape[0]), (data.num_classes, data.image_size)
-    if takes != has:
-        raise UserError(
-            f"{path} takes {takes[0]} classes and images of {takes[1]} px, {data.name} has {has[0]} and "
-            f"{has[1]} px; give the data set that it was trained on"
-        )
 
 
 def read_taus(texts, flag):

@@ -1,14 +1,27 @@
-"""Writing a file so that a reader sees the old one or the new one, never half of one."""
+"""Files: written whole or not at all, in directories that one process at a time works in."""
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import pathlib
+import re
+import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 
+try:
+    import fcntl
+except ImportError:  # Windows has none: no locks there
+    fcntl = None
+
+from absl import logging
+
 from dynkhydra_tf.errors import UserError
+
+LOCK = ".dynkhydra_lock"  # in a directory that a process works in
 
 
 @contextlib.contextmanager
@@ -26,12 +39,20 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Random, for in containers every process may have the same id.
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_written_as(entry: str, name: str) -> bool:
+    """Whether `entry` is `name`, or what a process that was killed in `replacing` left of it; file names."""
+    stem, suffix = os.path.splitext(name)
+    half = rf"\.{re.escape(stem)}\.[0-9a-f]+{re.escape(suffix)}"
+    return entry == name or re.fullmatch(half, entry) is not None
 
 
 @contextlib.contextmanager
@@ -54,6 +75,55 @@ def making(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
             for path in made:
                 path.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike) -> Iterator[None]:
+    """Keeps a directory to this process while the block runs.
+
+    The lock is the kernel's (flock): it ends with the process, however that ends. The file that it is on
+    tells others who holds it; one that is left behind holds nothing. Where a file system knows no locks, the
+    block runs without one, and a warning says so.
+
+    Args:
+        directory: an existing directory.
+
+    Raises:
+        UserError: another process holds it; the message says which.
+    """
+    path = pathlib.Path(directory) / LOCK
+    while True:
+        file = path.open("a+b", buffering=0)
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read().decode(errors="replace") or "another process"
+            raise UserError(
+                f"{directory} is in use by {holder}: wait until that has ended, or stop it"
+            ) from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): let no second process work in it", directory, error)
+        # The holder may have ended, and removed the file, between the two lines above.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    with file:
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or the user's share of it, is full; TensorFlow's, too."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 def check_writable(directory: str | os.PathLike, flag: str) -> None:

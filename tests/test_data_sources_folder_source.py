@@ -13,8 +13,8 @@ from dynkhydra_tf import evaluation
 from dynkhydra_tf.data import evaluation_batches, load_data, training_batches
 from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.old_flags import define_training_flags
 from dynkhydra_tf.partition.class_means import class_means
+from dynkhydra_tf.settings import Settings
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 # Of the kinds that keep colours to a level or two on a picture of one colour.
@@ -214,7 +214,7 @@ def test_train_evaluate_and_export_a_folder(make, run_command, tmp_path, monkeyp
         "--cutout=0",
         "--warmup_epochs=0",
     ]
-    command = (train.main, define_training_flags, *data, *model, "--batch_size=8")
+    command = (train.main, Settings, *data, *model, "--batch_size=8")
     assert run_command(*command, "--epochs=1") is None
     run = tmp_path / "runs" / "photos"
     assert "36 images of 3 classes, 27 for train, 9 for test" in capsys.readouterr().out

@@ -15,9 +15,9 @@ import export
 import train
 from dynkhydra_tf import evaluation
 from dynkhydra_tf.costs import plain_costs
-from dynkhydra_tf.old_flags import define_training_flags
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.settings import Settings
 from tests.conftest import ROOT
 
 SMALL = (
@@ -35,7 +35,7 @@ SMALL = (
 def command(run_command, tmp_path):
     def run(*arguments):
         places = (f"--run_dir={tmp_path}/run", f"--cache_dir={tmp_path}/cache")
-        return run_command(train.main, define_training_flags, *SMALL, *places, *arguments)
+        return run_command(train.main, Settings, *SMALL, *places, *arguments)
 
     return run
 
@@ -84,7 +84,7 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     # Its flags run again as they are; only the new run's last flags win over them.
     places = (f"--flagfile={run}/flags.cfg", f"--run_dir={tmp_path}/again")
     file = ("--partition=file", f"--partition_file={run}/partition.json")
-    again = run_command(train.main, define_training_flags, *places, *file, "--epochs=1", "--warmup_epochs=0")
+    again = run_command(train.main, Settings, *places, *file, "--epochs=1", "--warmup_epochs=0")
     assert again is None
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["epochs"] == 1
 
@@ -246,7 +246,7 @@ def test_a_partition_file_of_another_data_set(command, tmp_path, capsys):
 
 
 def test_help_names_the_command_and_the_paper(run_command, capsys):
-    assert run_command(train.main, define_training_flags, "--help") == 0
+    assert run_command(train.main, Settings, "--help") == 0
     printed = capsys.readouterr().out
     assert "python train.py --flagfile=configs/digits.cfg" in printed
     assert "alpha2, weight of L_G. The paper: 1.5." in printed
