@@ -14,19 +14,19 @@ import types
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
-from dynkhydra_tf.data import evaluation_batches, load_data
+from dynkhydra_tf.data import evaluation_batches, open_data
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.gating import select_branches
-from dynkhydra_tf.old_flags import data_settings, read_flags
+from dynkhydra_tf.old_flags import read_flags
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.runs import FinishedRun, load_network
-from dynkhydra_tf.runs import check_network as check_images
+from dynkhydra_tf.runs import EvaluationFile, FinishedRun, check_network, load_network, run_of
+from dynkhydra_tf.settings import DataSettings
 from dynkhydra_tf.tables import table
 
 
@@ -275,99 +275,103 @@ def read_taus(texts, flag):
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, *args, **kwargs):
-        kind(*args, flag_values=flag_values, **kwargs)
-
-    define(flags.DEFINE_string, "run_dir", None, "The run to evaluate: its model.keras on its data set.")
-    define(flags.DEFINE_string, "model", None, "A .keras file; default RUN_DIR/model.keras.")
-    define(flags.DEFINE_string, "dataset", None, "The data set; default: the run's.")
-    define(
-        flags.DEFINE_string, "data_dir", None, "Where the data set lies, as in train.py; default: the run's."
+    run_dir: str | None = setting(None, "The run to evaluate: its model.keras on its data set.", path=True)
+    model: str | None = setting(None, "A .keras file; default RUN_DIR/model.keras.", path=True)
+    dataset: str | None = setting(None, "The data set; default: the run's.")
+    data_dir: str | None = setting(
+        None, "Where the data set lies, as in train.py; default: the run's.", path=True
     )
-    define(
-        flags.DEFINE_float,
-        "validation_fraction",
-        None,
-        "As in train.py; default: the run's, without a run 0.",
+    validation_fraction: float | None = setting(
+        None, "As in train.py; default: the run's, without a run 0.", least=0, most=0.5
     )
-    define(flags.DEFINE_enum, "split", "test", ["train", "validation", "test"], "The images to evaluate on.")
-    define(flags.DEFINE_list, "tau", [], "Thresholds in [0, 1) for the tau table, such as 0,0.02,0.08,0.2.")
-    define(flags.DEFINE_integer, "batch_size", 256, "Images in a step.", lower_bound=1)
-    define(flags.DEFINE_string, "output_dir", None, "Where to write; default RUN_DIR/evaluation.")
+    split: str = setting("test", "The images to evaluate on.", choices=("train", "validation", "test"))
+    tau: tuple[float, ...] = setting(
+        (), "Thresholds in [0, 1) for the tau table, such as 0,0.02,0.08,0.2.", least=0, below=1
+    )
+    batch_size: int = setting(256, "Images in a step.", least=1)
+    output_dir: str | None = setting(None, "Where to write; default RUN_DIR/evaluation.", path=True)
 
 
-def main(options):
-    """Evaluates what the flags name, prints the results and writes them."""
-    # === What to evaluate ===
-    taus = read_taus(options.tau, "tau")
-    run_dir = options.run_dir and pathlib.Path(options.run_dir)
-    trained_with = read_flags(run_dir / "flags.cfg") if run_dir else None
-    path = pathlib.Path(options.model or (run_dir or pathlib.Path()) / "model.keras")
-    if not (run_dir or (options.model and options.dataset and options.output_dir)):
+def main(options: Options) -> None:
+    """Evaluates what the options name, writes the results and prints them."""
+    # === What to evaluate: all that can be wrong is found before any long work ===
+    run = FinishedRun.open(options.run_dir) if options.run_dir else None
+    if not (run or (options.model and options.dataset and options.output_dir)):
         raise UserError("Give --run_dir=DIR, or --model=FILE.keras with --dataset and --output_dir")
-    model = load_network(path)
-    if isinstance(model, Plain) and taus:
+    output = pathlib.Path(options.output_dir or run.evaluation)
+    check_writable(output, "output_dir")
+    path = pathlib.Path(options.model or run.model_path)
+    model = load_network(path) if options.model else run.load_model()
+    if isinstance(model, Plain) and options.tau:
         raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
-    given = {name: getattr(options, name) for name in ("data_dir", "validation_fraction")}
-    given = {"name": options.dataset, **given}
-    settings = data_settings(trained_with) if trained_with else {}
-    data = load_data(**settings | {name: value for name, value in given.items() if value is not None})
-    check_images(path, model, data)
-
-    # === Evaluate, print, write ===
-    batches = evaluation_batches(data, options.split, options.batch_size)
-    output = pathlib.Path(options.output_dir or run_dir / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
-    tau = "" if isinstance(model, Plain) else f", tau={model.tau:g}"
-    print(f"{path} on {data.sizes[options.split]} images of {data.name}/{options.split}{tau}")
-    if isinstance(model, Plain):
-        results, written = _plain_results(model, batches), []
+    names = ("dataset", "data_dir", "validation_fraction")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if run:
+        data = open_data(dataclasses.replace(run.settings.data, **given), run.settings.place.cache_dir)
     else:
-        results, written = _hydra_results(model, batches, taus, data.class_names, output)
+        data = open_data(DataSettings(**given))
+    if trained_in := run_of(path) or run:
+        trained_in.check_data(data)
+    check_network(path, model, data)
+
+    # === Evaluate, write, print: what cannot be printed is not lost ===
+    tau = "" if isinstance(model, Plain) else f", tau={model.tau:g}"
+    print(f"{path} on {data.sizes[options.split]} images of {data.name}/{options.split}{tau}", flush=True)
+    batches = evaluation_batches(data, options.split, options.batch_size)
+    if isinstance(model, Plain):
+        results = evaluate_plain(model, batches) | plain_costs(model.backbone, model.num_classes)
+        text, written = _plain_text(results), []
+    else:
+        evaluation = evaluate(model, batches, options.tau)
+        results = evaluation.at(model.tau)
+        results["tau_table"] = evaluation.tau_table(hydra_costs(model)["flops"])
+        clusters = clusters_of(data.class_names, model.cluster_of_class)
+        text, written = _hydra_text(results, clusters), _write_hydra(results, clusters, output)
     results = {"model": str(path), "dataset": data.name, "split": options.split, **results}
-    write_json(output / "evaluation.json", results)
-    print(f"\nWritten to {output}: {', '.join(['evaluation.json', *written])}")
+    write_json(output / EvaluationFile.RESULTS, results)
+    print(f"{text}\n\nWritten to {output}: {', '.join([EvaluationFile.RESULTS, *written])}")
 
 
-def _plain_results(model, batches):
-    """Evaluates and prints; returns the results."""
-    results = evaluate_plain(model, batches) | plain_costs(model.backbone, model.num_classes)
-    print(f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}")
-    print(f"{results['flops'] / 1e6:.1f} MFLOPs an image, {results['parameters'] / 1e6:.2f} M parameters")
-    return results
+def _plain_text(results):
+    return (
+        f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}\n"
+        f"{results['flops'] / 1e6:.1f} MFLOPs an image, {results['parameters'] / 1e6:.2f} M parameters"
+    )
 
 
-def _hydra_results(model, batches, taus, class_names, output):
-    """Evaluates, prints and draws into `output`; returns the results and the names of the files."""
-    evaluation = evaluate(model, batches, taus)
-    results = evaluation.at(model.tau)
-    results["tau_table"] = evaluation.tau_table(hydra_costs(model)["flops"])
-    print(
+def _hydra_text(results, clusters):
+    """What is printed of `Evaluation.at` with its tau table."""
+    head = (
         f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, gater {results['gater_accuracy']:.2%}, "
-        f"lambda {results['active_branches']:.2f}\n"
+        f"lambda {results['active_branches']:.2f}"
     )
-    shares = [f"{count / len(evaluation.labels):.1%}" for count in results["images_by_active_branches"]]
-    print(
-        table([["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]) + "\n"
-    )
-    clusters = clusters_of(class_names, model.cluster_of_class)
+    counts = results["images_by_active_branches"]
+    shares = [f"{count / sum(counts):.1%}" for count in counts]
+    used = [["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]
     rows = [["branch", "used by", "top-1", "of its classes"]]
-    for branch, use, accuracy, names in zip(
-        range(model.num_branches), results["branch_use"], results["cluster_accuracy"], clusters, strict=True
+    for branch, (use, accuracy, names) in enumerate(
+        zip(results["branch_use"], results["cluster_accuracy"], clusters, strict=True)
     ):
         accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
         rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
-    print(table(rows, text_columns=(0, 3)) + "\n")
-    print(tau_text(results["tau_table"]))
-    write_csv(output / "tau.csv", results["tau_table"])
-    figures.save_tau_curve(results["tau_table"], model.tau, output / "tau.png")
-    figures.save_branch_use(results, clusters, output / "branches.png")
-    figures.save_confusion(results, clusters, output / "confusion.png")
-    return results, ["tau.csv", "tau.png", "branches.png", "confusion.png"]
+    tables = [head, table(used), table(rows, text_columns=(0, 3)), tau_text(results["tau_table"])]
+    return "\n\n".join(tables)
+
+
+def _write_hydra(results, clusters, output):
+    """Writes the tau table and the pictures of a Hydra; returns the names of the files."""
+    rows = results["tau_table"]
+    write_csv(output / EvaluationFile.TAU_ROWS, rows)
+    figures.save_tau_curve(rows, results["tau"], output / EvaluationFile.TAU_CURVE)
+    figures.save_branch_use(results, clusters, output / EvaluationFile.BRANCHES)
+    figures.save_confusion(results, clusters, output / EvaluationFile.CONFUSION)
+    files = EvaluationFile
+    return [files.TAU_ROWS, files.TAU_CURVE, files.BRANCHES, files.CONFUSION]
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)

@@ -393,7 +393,7 @@ class FinishedRun(_Directory):
         root = pathlib.Path(root)
         if not root.is_dir():
             raise UserError(f"{root} is no directory; give the one that holds runs of train.py")
-        found = (cls.find(path.parent) for path in sorted(root.rglob(RunFile.SUMMARY)))
+        found = (cls.find(path.parent) for path in sorted(root.rglob(RunFile.SUMMARY.value)))
         return [run for run in found if run]
 
     @property
@@ -544,6 +544,16 @@ def run_state(path: str | os.PathLike) -> str:
     if not (path / RunFile.FLAGS).is_file():
         return "new"
     return "finished" if (path / RunFile.SUMMARY).is_file() else "started"
+
+
+def run_of(model_path: str | os.PathLike) -> FinishedRun | None:
+    """The run whose directory a .keras file lies in; None where it lies in none.
+
+    Raises:
+        UserError: its flags cannot be read.
+    """
+    directory = pathlib.Path(model_path).parent
+    return None if run_state(directory) == "new" else FinishedRun.open(directory)
 
 
 def load_network(path: str | os.PathLike):

@@ -232,7 +232,7 @@ def test_train_evaluate_and_export_a_folder(make, run_command, tmp_path, monkeyp
     assert "was trained on other images" in capsys.readouterr().err
     (root / "green" / "new.png").unlink()
 
-    assert run_command(evaluation.main, evaluation.define_flags, f"--run_dir={run}") is None
+    assert run_command(evaluation.main, evaluation.Options, f"--run_dir={run}") is None
     printed = capsys.readouterr().out
     assert "on 9 images of folder/test" in printed and 'röd, "x" 猫' in printed
     results = json.loads((run / "evaluation" / "evaluation.json").read_text())

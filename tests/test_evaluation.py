@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -8,9 +9,10 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.costs import hydra_costs, inference_flops
-from dynkhydra_tf.evaluation import Evaluation, define_flags, evaluate, evaluate_plain, main
+from dynkhydra_tf.evaluation import Evaluation, Options, evaluate, evaluate_plain, main
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_a_plain_network_is_evaluated_by_hand():
 
 @pytest.fixture
 def command(run_command):
-    return lambda *arguments: run_command(main, define_flags, *arguments)
+    return lambda *arguments: run_command(main, Options, *arguments)
 
 
 def test_command_on_a_keras_file(command, tmp_path, capsys):
@@ -156,6 +158,69 @@ def test_command_on_a_plain_network(command, tmp_path, capsys):
     assert "holds a plain network, which has no gate: leave --tau out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("system", ["hydra", "plain"])
+def test_runs_of_version_0_1_evaluate_to_the_numbers_of_then(command, tmp_path, system):
+    run = ROOT / "tests" / "made_by_0_1" / system
+    taus = ["--tau=0,0.3"] if system == "hydra" else []
+    assert command(f"--run_dir={run}", f"--output_dir={tmp_path}/out", *taus) is None
+    places = (run / "evaluation", tmp_path / "out")
+    then, now = (json.loads((place / "evaluation.json").read_text()) for place in places)
+    assert then.keys() <= now.keys()
+
+    def numbers(results):
+        rows = results.get("tau_table", [])
+        return [
+            results["top1"],
+            results["top5"],
+            *(row[key] for row in rows for key in row if key != "flops"),
+        ]
+
+    # On another processor one image of 599 may fall on the other side of a threshold.
+    assert numbers(now) == pytest.approx(numbers(then), abs=1.1 / 599)
+    assert now.get("flops") == then.get("flops")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Returns a function that makes an image folder of black pictures, three of each of ten classes."""
+
+    def make(class_names):
+        picture = tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy()
+        for name in class_names:
+            (tmp_path / "photos" / name).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / "photos" / name / f"{number}.png").write_bytes(picture)
+        return [f"--data_dir={tmp_path}/photos", "--dataset=folder"]
+
+    return make
+
+
+@pytest.mark.parametrize("given", ["run_dir", "model"])
+@pytest.mark.parametrize(
+    ("class_names", "told"),
+    [("abcdefghij", "gone: 10 of the classes"), ("012345678", "gone: 1 of the classes ('9')")],
+)
+def test_other_classes_are_refused(command, photos, tmp_path, capsys, given, class_names, told):
+    run = shutil.copytree(ROOT / "tests" / "made_by_0_1" / "hydra", tmp_path / "run")
+    which = [f"--run_dir={run}"] if given == "run_dir" else [f"--model={run}/model.keras"]
+    out = f"--output_dir={tmp_path}/out"
+    assert command(*which, *photos(class_names), out) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{run} was trained on other classes than those of folder: {told}" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_written_before_they_are_printed(command, tmp_path, monkeypatch):
+    def closed(*text, **_):
+        if "top-1" in text[0]:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        command(f"--run_dir={ROOT}/tests/made_by_0_1/plain", f"--output_dir={tmp_path}/out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,9 +229,9 @@ def test_command_on_a_plain_network(command, tmp_path, capsys):
         (["--model=no.keras", "--dataset=digits", "--output_dir=o"], "no.keras is not there"),
         (
             ["--run_dir=nowhere", "--tau=0,1"],
-            "--tau must be numbers in [0, 1), separated by commas. Received: 0,1",
+            "tau must be numbers in [0, 1). Received: 0.0,1.0",
         ),
-        (["--run_dir=nowhere", "--tau=low"], "Received: low"),
+        (["--run_dir=nowhere", "--tau=low"], "tau=low: it must be numbers, separated by commas"),
         (["--split=tset"], "tset"),
     ],
 )

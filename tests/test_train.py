@@ -129,7 +129,7 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert "--system=hydra (the run's: plain)" in capsys.readouterr().err
 
     # The other commands know it.
-    assert run_command(evaluation.main, evaluation.define_flags, f"--run_dir={run}") is None
+    assert run_command(evaluation.main, evaluation.Options, f"--run_dir={run}") is None
     assert f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}" in capsys.readouterr().out
     served = f"--export_dir={tmp_path}/served"
     assert run_command(export.main, export.define_flags, f"--run_dir={run}", served) == 2
