@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.backbones import BACKBONES, DenseNet, ResNet, ResSep
-from dynkhydra_tf.backbones.blocks import ConvBN, classifier, fold
+from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 from dynkhydra_tf.backbones.densenet import DenseLayer
 from dynkhydra_tf.backbones.resnet import BasicBlock
+from dynkhydra_tf.folding import fold
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.serving.graph import InferenceGraph
 

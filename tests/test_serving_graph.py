@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf import Hydra, ResNet
-from dynkhydra_tf.backbones.blocks import ConvBN, fold
+from dynkhydra_tf.folding import fold
 from dynkhydra_tf.serving.graph import InferenceGraph
 from tests.conftest import coloured_images
 
@@ -36,17 +36,6 @@ def test_folding_keeps_the_outputs_of_a_trained_model(trained):
     for unrolled in (False, True):
         probabilities, _ = run(InferenceGraph(trained, unrolled), images, trained.tau)
         np.testing.assert_allclose(probabilities, tf.nn.softmax(expected["logits"]), rtol=1e-4, atol=1e-6)
-
-
-def test_folding_by_hand():
-    # Kernel 3, mean 1, variance 4 (epsilon 0), gamma 2, beta 5: 3x -> (3x - 1) / 2 * 2 + 5 = 3x + 4.
-    unit = ConvBN(1, 1, relu=False)
-    unit.build((None, 1, 1, 1))
-    unit.norm.epsilon = 0.0
-    unit.conv.set_weights([np.full((1, 1, 1, 1), 3.0)])
-    unit.norm.set_weights([np.array([value]) for value in (2.0, 5.0, 1.0, 4.0)])
-    fold(unit)
-    assert unit(np.array([[[[10.0]]], [[[-2.0]]]])).numpy().ravel().tolist() == [34.0, -2.0]
 
 
 @pytest.mark.parametrize("combine", ["sum", "gate_weighted"])

@@ -57,7 +57,7 @@ def convolution(filters, kernel_size, strides=1, dtype=None, name=None):
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
 class ConvBN(keras.Layer):
-    """Convolution without bias, batch normalisation, ReLU: one unit, that `fold` makes one convolution.
+    """Convolution without bias, batch normalisation, ReLU: one unit.
 
     Args:
         filters: int, output channels.
@@ -92,21 +92,6 @@ class ConvBN(keras.Layer):
             kernel_size, strides = 1, 1
         self.conv = convolution(filters, kernel_size, strides, dtype=self.dtype_policy, name="conv")
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
-        self.folded = False
-
-    def fold(self):
-        """Merges the normalisation by moving statistics into the convolution, in place: for inference only.
-
-        `conv.kernel` and `norm.beta`, from now on the bias, take the place of these two and the other three.
-
-        Returns:
-            The three variables that are not used any more.
-        """
-        scale = self.norm.gamma / keras.ops.sqrt(self.norm.moving_variance + self.norm.epsilon)
-        self.conv.kernel.assign(self.conv.kernel * scale)
-        self.norm.beta.assign(self.norm.beta - self.norm.moving_mean * scale)
-        self.folded = True
-        return self.norm.gamma, self.norm.moving_mean, self.norm.moving_variance
 
     def build(self, input_shape):
         """Creates the weights."""
@@ -125,26 +110,13 @@ class ConvBN(keras.Layer):
     def call(self, x, training=False):
         """Maps (B, H, W, C) to (B, H/strides, W/strides, filters)."""
         x = self.conv(self.depthwise(x) if self.separable else x)
-        # No Keras addition: TensorFlow merges bias_add with the convolution and the ReLU.
-        beta = self.norm.beta.value
-        x = tf.nn.bias_add(x, beta) if self.folded else self.norm(x, training=training)
+        x = self.norm(x, training=training)
         return keras.ops.relu(x) if self.relu else x
 
     def get_config(self):
         """Returns the constructor's arguments."""
         keys = ("filters", "kernel_size", "strides", "relu", "separable")
         return {**super().get_config(), **{key: getattr(self, key) for key in keys}}
-
-
-def fold(layer):
-    """Folds every `ConvBN` within a layer, in place, and returns the layer's variables that are still used.
-
-    Sorted by path, as `Branches.stacks` are. Other normalisations stay as they are.
-    """
-    units = [part for part in layer._flatten_layers() if isinstance(part, ConvBN)]
-    unused = {id(variable) for unit in units for variable in unit.fold()}
-    used = [variable for variable in layer.variables if id(variable) not in unused]
-    return sorted(used, key=lambda variable: variable.path)
 
 
 def classifier(outputs):

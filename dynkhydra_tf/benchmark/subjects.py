@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
-from dynkhydra_tf.backbones.blocks import ConvBN, fold
+from dynkhydra_tf.backbones.blocks import ConvBN
+from dynkhydra_tf.folding import fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf.backbones.blocks import fold
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.folding import Folding
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.routing import Routes, combine
 
@@ -38,12 +39,13 @@ class StackedBranches(tf.Module):
         super().__init__(name="branches")
         self.top_k, self.combine = model.top_k, model.combine
         self.projection_shape = model.branches.projection_shape
-        self._body = model.branches.branch(0)
-        rows = []
-        for index in range(model.num_branches):
-            model.branches.load(self._body, index)
-            self._weights = fold(self._body)
-            rows.append(np.concatenate([_aligned(weight.numpy()) for weight in self._weights]))
+        self._body, self._weights, values = _folded(model.branches)
+        if others := [f"{v.path} ({v.dtype})" for v in self._weights if v.dtype != "float32"]:
+            raise UserError(
+                "The branches are served from one array of their weights, which must all be float32. "
+                f"Received: {', '.join(others)}"
+            )
+        rows = [np.concatenate([_aligned(weight) for weight in own]) for own in values]
         self._sizes = [-(-weight.value.shape.num_elements() // _ALIGNED) for weight in self._weights]
         self._rows = tf.Variable(np.stack(rows), trainable=False, name="branches")
         stack = tf.TensorSpec(self._rows.shape, tf.float32)
@@ -131,23 +133,21 @@ class UnrolledBranches(tf.Module):
         super().__init__(name="branches")
         self.combine = model.combine
         self.projection_shape = model.branches.projection_shape
-        self._branches = [model.branches.branch(index) for index in range(model.num_branches)]
-        for branch in self._branches:
-            fold(branch)
+        self._body, self._weights, self._values = _folded(model.branches)
 
     def __call__(self, features, gate, selected):
         """Returns the combined projections (B, h, w, c) of a batch; see `StackedBranches`."""
         weights = combination_weights(gate, selected, self.combine)
         needed = tf.cast(selected, tf.int32)
         combined = tf.zeros((tf.shape(features)[0], *self.projection_shape))
-        for index, branch in enumerate(self._branches):
+        for index, own in enumerate(self._values):
 
-            def add(index=index, branch=branch, combined=combined):
+            def add(index=index, own=own, combined=combined):
                 image = tf.where(needed[:, index])[:, 0]
                 # tf2onnx can lose the shapes of what comes into this function, and a convolution needs it.
                 rows = tf.ensure_shape(tf.gather(features, image), features.shape)
-                with constant_weights(branch):
-                    projections = branch(rows)
+                with _constants(zip(self._weights, own, strict=True)):
+                    projections = self._body(rows)
                 if self.combine != "sum":
                     projections *= tf.gather(weights[:, index], image)[:, None, None, None]
                 return tf.tensor_scatter_nd_add(combined, image[:, None], projections)
@@ -166,8 +166,25 @@ def constant_weights(*layers):
     """
     with tf.init_scope():
         weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
-    with keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights]):
+    with _constants(weights):
         yield
+
+
+def _constants(weights):
+    """A scope in which variables have other values: pairs of a variable and an array."""
+    return keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights])
+
+
+def _folded(branches):
+    """Returns a folded branch as a Keras layer, its variables, and for each branch the values of these."""
+    body = branches.branch(0)
+    folding = Folding(body)
+    values = []
+    for index in range(branches.num_branches):
+        branches.load(body, index)
+        folding.apply()
+        values.append([variable.numpy() for variable in folding.variables])
+    return body, folding.variables, values
 
 
 def _aligned(weight):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dynkhydra_tf.backbones.blocks import fold
+from dynkhydra_tf.folding import fold
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches
 
