@@ -19,7 +19,7 @@ settings
 flags
 cli gating routing losses heads
 backbones
-model_parts
+folding model_parts
 hydra plain
 data partition
 old_flags
