@@ -8,6 +8,7 @@ import time
 import keras
 
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.progress import Progress
 
 
 def learning_rate_schedule(schedule, base_rate, steps_per_epoch, epochs, drops=(), warmup_epochs=0.0):
@@ -109,10 +110,15 @@ class StopOnSignal(keras.callbacks.Callback):
         return self
 
     def __exit__(self, *error):
-        """Gives them back, and leaves if one came after the last epoch was saved."""
+        """Gives them back; tells what was saved, and leaves if one came after the last epoch was."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.received and error[0] is None:
+        if self.received and error[0] in (None, SystemExit):
+            print(
+                f"{self.received.name}: saved in {self.run.checkpoints}; the same command, without "
+                "--overwrite, goes on from there.",
+                flush=True,
+            )
             self._leave()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -130,15 +136,10 @@ class StopOnSignal(keras.callbacks.Callback):
         self.received = signal.Signals(number)  # no print: the signal may have come within another one
 
     def _leave(self):
-        print(
-            f"{self.received.name}: saved in {self.run.checkpoints}; the same command, without --overwrite, "
-            "goes on from there.",
-            flush=True,
-        )
         sys.exit(128 + self.received)
 
 
-def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbose="auto"):
+def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbose=True):
     """Trains a compiled model from step `done` to the end of the last epoch.
 
     Args:
@@ -149,7 +150,7 @@ def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbos
         epochs, steps_per_epoch: ints.
         done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
             in metrics.csv holds their means.
-        verbose: Keras's.
+        verbose: bool, whether to tell how it goes.
 
     Raises:
         UserError: the loss is not finite.
@@ -158,8 +159,9 @@ def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbos
     # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
     stretches.append((epoch + bool(step), epochs, steps_per_epoch))
-    with StopOnSignal(run) as stop:
+    with StopOnSignal(run) as stop, Progress(epochs, steps_per_epoch) as progress:
         callbacks = [RunLog(run), keras.callbacks.TensorBoard(run.logs, write_graph=False), stop]
+        callbacks += [progress] if verbose else []
         for first, end, steps in stretches:
             if first < end:
                 model.fit(
@@ -170,6 +172,6 @@ def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbos
                     validation_data=validation,
                     callbacks=callbacks,
                     shuffle=False,  # the pipeline does
-                    verbose=verbose,
+                    verbose=0,
                 )
             batches = batches.skip(steps)

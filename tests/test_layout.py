@@ -14,7 +14,7 @@ PACKAGE = "dynkhydra_tf"
 # Each line imports only from the lines above it; those of one line do not import each other.
 ORDER = """
 errors paper_numbers machine import_hooks
-files tables fields registration
+files tables fields registration progress
 settings
 flags
 cli gating routing losses heads

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dynkhydra_tf import progress
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import build_extractor
@@ -122,11 +123,12 @@ def test_impossible_images_per_class(tmp_path, images_per_class):
         compute(tmp_path, extractor=BrokenExtractor(), images_per_class=images_per_class)
 
 
-def test_progress_bar(tmp_path, capsys):
+def test_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     class_means(FakeData(), FakeExtractor(), tmp_path, batch_size=2)
     shown = capsys.readouterr().out
     assert "Class means of fake, 5 images, features by colour" in shown
-    assert "5/5" in shown
+    assert "class means, image 5/5: " in shown
     compute(tmp_path / "other")
     assert not capsys.readouterr().out
 

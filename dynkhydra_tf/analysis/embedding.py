@@ -11,7 +11,6 @@ RUN_DIR/evaluation, or --output_dir. Axis letters: M classes, S image size, F fe
 in all.
 """
 
-import keras
 import numpy as np
 from absl import flags
 from sklearn.manifold import TSNE
@@ -23,6 +22,7 @@ from dynkhydra_tf.evaluation import open_hydra_run
 from dynkhydra_tf.files import write_csv
 from dynkhydra_tf.old_flags import data_settings
 from dynkhydra_tf.partition import ClassPartition, build_extractor
+from dynkhydra_tf.progress import Meter
 
 PERPLEXITY = 30
 IMAGES, LEAST_PER_CLASS = 2000, 10  # a sample's size unless told otherwise
@@ -61,11 +61,12 @@ def embed(extractor, images, batch_size=16, progress=True):
         UserError: features that are not finite, or what `Extractor.load` raises.
     """
     extractor.load()
-    bar = keras.utils.Progbar(len(images), unit_name="image", verbose=int(progress))
     features = []
-    for start in range(0, len(images), batch_size):
-        features.append(np.asarray(extractor(images[start : start + batch_size])))
-        bar.add(len(features[-1]))
+    with Meter("features", len(images), "image") as meter:
+        for start in range(0, len(images), batch_size):
+            features.append(np.asarray(extractor(images[start : start + batch_size])))
+            if progress:
+                meter.update(start + len(features[-1]))
     features = np.concatenate(features)
     if not np.isfinite(features).all():
         raise UserError(

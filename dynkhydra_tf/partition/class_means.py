@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -17,6 +16,7 @@ from absl import logging
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import replacing, user_cache_dir
 from dynkhydra_tf.partition.extractors import Extractor
+from dynkhydra_tf.progress import Meter
 
 
 def class_means(
@@ -45,7 +45,7 @@ def class_means(
             all 500 images, 394.8 with 50, 397.9 with 10, 545.9 for a random partition.
         batch_size: images a call of the extractor, B. On CPUs, 16 take less time an image than 64, and with
             EfficientNet-B7 at 600x600 64 would take tens of GB.
-        progress: whether to print a heading and a progress bar, in images.
+        progress: whether to print a heading, and how far it is.
 
     Returns:
         (M, F) float64.
@@ -83,17 +83,17 @@ def _compute(data, extractor, images_per_class, batch_size, progress) -> np.ndar
         num_images = min(num_images, num_classes * images_per_class)
     if progress:
         print(f"Class means of {data.name}, {num_images} images, features by {extractor.name}", flush=True)
-    bar = keras.utils.Progbar(num_images, unit_name="image", verbose=int(progress))
     # float64: a float32 sum over many images would lose digits.
     sums, counts, seen = 0.0, np.zeros(num_classes, dtype=np.int64), 0
-    for images, labels in examples.batch(batch_size).prefetch(tf.data.AUTOTUNE):
-        features = np.asarray(extractor(images), dtype=np.float64)
-        of_class = np.eye(num_classes)[np.asarray(labels)]  # (B, M) one-hot
-        sums = sums + of_class.T @ features
-        counts += of_class.sum(axis=0, dtype=np.int64)
-        seen += len(features)
-        bar.update(min(seen, num_images), finalize=False)
-    bar.update(num_images, finalize=True)
+    with Meter("class means", num_images, "image") as meter:
+        for images, labels in examples.batch(batch_size).prefetch(tf.data.AUTOTUNE):
+            features = np.asarray(extractor(images), dtype=np.float64)
+            of_class = np.eye(num_classes)[np.asarray(labels)]  # (B, M) one-hot
+            sums = sums + of_class.T @ features
+            counts += of_class.sum(axis=0, dtype=np.int64)
+            seen += len(features)
+            if progress:
+                meter.update(min(seen, num_images))
     if not counts.all():
         empty = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
         raise UserError(
