@@ -7,7 +7,6 @@ killed run stopped.
 """
 
 import statistics
-import sys
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
@@ -124,8 +123,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         run.go_on(done)
     else:
         run.start(partition, data.record)
-    verbose = 1 if sys.stdout.isatty() else 2
-    fit(model, run, batches, watched, optimisation.epochs, steps, done, verbose=verbose)
+    fit(model, run, batches, watched, optimisation.epochs, steps, done)
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===

@@ -10,6 +10,7 @@ import tensorflow as tf
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.runs import RunDirectory
+from dynkhydra_tf.settings import PlaceSettings, Settings
 from dynkhydra_tf.training import RunLog, fit, learning_rate_schedule
 
 
@@ -84,18 +85,25 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(log, loss):
 STEPS, EPOCHS = 4, 3
 
 
-def train(run, make_hydra, batch):
+def open_run(path):
+    return RunDirectory.open(Settings(place=PlaceSettings(run_dir=str(path))))
+
+
+def train(path, make_hydra, batch):
     """Trains to the end of the last epoch, from the last checkpoint or from the start."""
-    model, done = run.load_checkpoint()
-    if model is None:
-        model = make_hydra()
-        model.compile(keras.optimizers.AdamW(1e-2))
-    run.drop_metrics_after(done)
-    images, labels = batch(np.arange(STEPS * EPOCHS * 6) % 6)
-    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(6).skip(done)
-    held_out = tf.data.Dataset.from_tensors(batch([0, 1, 2, 3], seed=1))
-    fit(model, run, batches, held_out, EPOCHS, STEPS, done, verbose=0)
-    return model
+    with open_run(path) as run:
+        if run.continued:
+            model, done = run.load_checkpoint()
+            run.go_on(done)
+        else:
+            model, done = make_hydra(), 0
+            model.compile(keras.optimizers.AdamW(1e-2))
+            run.start(ClassPartition("toy", ("a",), (0,), "random"))
+        images, labels = batch(np.arange(STEPS * EPOCHS * 6) % 6)
+        batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(6).skip(done)
+        held_out = tf.data.Dataset.from_tensors(batch([0, 1, 2, 3], seed=1))
+        fit(model, run, batches, held_out, EPOCHS, STEPS, done, verbose=False)
+        return model, run
 
 
 @pytest.mark.parametrize(
@@ -111,13 +119,7 @@ def train(run, make_hydra, batch):
 def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
     make_hydra, batch, tmp_path, monkeypatch, kill_at, saved_at
 ):
-    def new_run(name):
-        run = RunDirectory.open(tmp_path / name, lambda _: [])
-        run.start("", ClassPartition("toy", ("a",), (0,), "random"))
-        return run
-
-    whole = new_run("whole")
-    expected = train(whole, make_hydra, batch)
+    expected, whole = train(tmp_path / "whole", make_hydra, batch)
 
     watch = RunLog.on_train_batch_end
 
@@ -126,16 +128,16 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
         if int(self.model.optimizer.iterations.numpy()) == kill_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = new_run("stopped")
     monkeypatch.setattr(RunLog, "on_train_batch_end", watch_and_kill)
     with pytest.raises(SystemExit) as leaving:
-        train(run, make_hydra, batch)
+        train(tmp_path / "stopped", make_hydra, batch)
     assert leaving.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert run.load_checkpoint()[1] == saved_at
+    with open_run(tmp_path / "stopped") as run:
+        assert run.load_checkpoint()[1] == saved_at
 
     monkeypatch.setattr(RunLog, "on_train_batch_end", watch)
-    model = train(run, make_hydra, batch)
+    model, run = train(tmp_path / "stopped", make_hydra, batch)
     rows, whole_rows = run.metric_rows(), whole.metric_rows()
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
     for row, whole_row in zip(rows, whole_rows, strict=True):
