@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from dynkhydra_tf import flags as dynkhydra_flags
+from dynkhydra_tf.caches import provide_home
 from dynkhydra_tf.errors import UserError
 
 
@@ -40,6 +41,10 @@ def run(main, options, argv=None, positional=None, at_least=1):
     Raises:
         SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows what it can
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    provide_home()
     values = flags.FlagValues()
     is_class = isinstance(options, type)  # else a callable that defines flags: modules not converted yet
     dynkhydra_flags.define(values, options) if is_class else options(values)

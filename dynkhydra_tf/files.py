@@ -147,16 +147,13 @@ def check_writable(directory: str | os.PathLike, flag: str) -> None:
         ) from error
 
 
-def user_cache_dir(name: str) -> pathlib.Path:
-    """`dynkhydra_tf/NAME` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache)."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache_home) / "dynkhydra_tf" / name
-
-
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes text as UTF-8; replaces `path` whole or not at all."""
+    """Writes text as UTF-8; replaces `path` whole or not at all.
+
+    What is no UTF-8 in it, such as a folder's name, becomes the bytes that it was.
+    """
     with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -166,7 +163,8 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 def write_csv(path: str | os.PathLike, rows) -> None:
     """Writes rows (dicts of the same keys, at least one) as CSV; replaces `path` whole or not at all."""
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    opened = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with replacing(path) as beside, beside.open("w", **opened) as file:
         writer = csv.DictWriter(file, fieldnames=rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -1,12 +1,16 @@
 """A command of one flag."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
+from tests.conftest import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,19 @@ def test_help(run_command, capsys):
     assert run_command(main, Options, "--help") == 0
     printed = capsys.readouterr().out
     assert printed.startswith("A command of one flag.") and "How many." in printed
+
+
+def test_a_terminal_that_is_not_utf_8_shows_what_it_can():
+    script = (
+        "import dataclasses\n"
+        "from dynkhydra_tf import cli\n"
+        "from dynkhydra_tf.fields import Checked\n"
+        "Options = dataclasses.make_dataclass('Options', [], bases=(Checked,), frozen=True)\n"
+        "cli.run(lambda options: print('λ = 2, ü, \\udce9'), Options)\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"\\u03bb = 2, \xfc, \\udce9\n"), done.stderr
 
 
 def test_positional_arguments(capsys):

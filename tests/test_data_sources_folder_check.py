@@ -114,4 +114,4 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(folder, tmp_path, caplog
     (tmp_path / "file").touch()
     bad, _ = check(folder, tmp_path / "file" / "cache")
     assert len(bad) == 6
-    assert "is not cached" in caplog.text
+    assert "Nothing is cached" in caplog.text

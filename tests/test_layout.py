@@ -15,7 +15,7 @@ PACKAGE = "dynkhydra_tf"
 ORDER = """
 errors paper_numbers machine import_hooks
 files tables fields registration progress
-settings
+settings caches
 flags
 cli gating routing losses heads
 backbones

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import replacing, user_cache_dir
 from dynkhydra_tf.partition.extractors import Extractor
 from dynkhydra_tf.progress import Meter
 
@@ -62,11 +62,7 @@ def class_means(
     if means is None:
         extractor.load()
         means = _compute(data, extractor, images_per_class, batch_size, progress)
-        try:
-            with replacing(path) as beside:
-                np.savez(beside, key=key, class_means=means)
-        except OSError as error:
-            logging.warning("The class means are not cached: %s", error)
+        write_cache(path, lambda beside: np.savez(beside, key=key, class_means=means))
     return means
 
 
@@ -151,14 +147,14 @@ def _cache_path(cache_dir, data, extractor, key: str) -> pathlib.Path:
 
 def _read_cache(path: pathlib.Path, key: str) -> np.ndarray | None:
     """The class means at `path`; None where there are none, or none to be trusted."""
-    if not path.exists():
-        return None
     try:
         with np.load(path, allow_pickle=False) as file:
             stored_key, means = str(file["key"]), file["class_means"]
         if stored_key == key and means.ndim == 2 and np.isfinite(means).all():
             return means
         problem = "not what its name says"
+    except FileNotFoundError:
+        return None
     except Exception as error:  # a damaged zip file raises one of half a dozen kinds
         problem = str(error)
     logging.warning("Cached class means %s are damaged (%s): computing them again.", path, problem)

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.data.decoding import FORMATS, MAX_PIXELS, claimed_size, decode_picture
 from dynkhydra_tf.data.sources.folder.listing import readable
-from dynkhydra_tf.files import replacing, user_cache_dir
 
 BAD = -1  # in place of a file's hash
 
@@ -53,11 +53,7 @@ def check_files(root, paths, cache_dir=None):
     hashes = _read_cache(cached, len(paths))
     if hashes is None:
         hashes = _hashes(root, paths, [bool(state) for state in states])
-        try:
-            with replacing(cached) as beside:
-                np.save(beside, hashes)
-        except OSError as error:
-            logging.warning("The check of %s is not cached: %s", readable(root), error)
+        write_cache(cached, lambda beside: np.save(beside, hashes))
     good = hashes != BAD
     fingerprint = hashlib.sha256(b"\0".join(paths[good]) + b"\0" + hashes[good].tobytes())
     return Check(good, fingerprint.hexdigest())
