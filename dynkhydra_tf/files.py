@@ -120,6 +120,18 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_abandoned(directory: str | os.PathLike) -> bool:
+    """Whether a process held a directory by `locked` and ended without leaving its block: it was killed."""
+    try:
+        with (pathlib.Path(directory) / LOCK).open("rb") as file:
+            if not file.read():  # about to be locked
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except (OSError, AttributeError):  # held, never locked, or no locks here
+        return False
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or the user's share of it, is full; TensorFlow's, too."""
     full = (errno.ENOSPC, errno.EDQUOT)

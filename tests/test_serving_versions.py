@@ -58,10 +58,39 @@ def test_a_killed_export_leaves_nothing_to_load_and_is_cleared_away(tmp_path):
 
 
 def test_another_export_at_work_is_left_alone(tmp_path):
-    (tmp_path / f".writing-{os.getppid()}").mkdir()
+    # Two containers with one disk: the other process has our process id, as each container's first one has.
+    script = """if True:
+        import os, sys
+        os.getpid = lambda: int(sys.argv[2])
+        from dynkhydra_tf.serving.versions import new_version
+        with new_version(sys.argv[1]) as version:
+            (version / "theirs").write_text("x")
+            print("at work", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", script, tmp_path, str(os.getpid())]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"at work\n"
+    with new_version(tmp_path) as version:
+        (version / "ours").write_text("x")
+    other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert entries(tmp_path) == ["1", "2"]
+    assert entries(tmp_path / "1") == ["ours"] and entries(tmp_path / "2") == ["theirs"]
+
+
+def test_names_that_are_no_versions_of_a_server(tmp_path):
+    for name in ("99999999999999999999", "²", "\u0663", "x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7").symlink_to("nowhere")
+    assert latest(tmp_path) == 7
     with new_version(tmp_path):
         pass
-    assert entries(tmp_path) == [f".writing-{os.getppid()}", "1"]
+    assert latest(tmp_path) == 8
+    (tmp_path / str(2**63 - 1)).mkdir()
+    with pytest.raises(UserError, match="no version after 9223372036854775807"), new_version(tmp_path):
+        pass
+    assert latest(tmp_path) == 2**63 - 1
 
 
 def test_two_exports_at_once_take_two_numbers(tmp_path, monkeypatch):

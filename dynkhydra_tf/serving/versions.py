@@ -7,20 +7,24 @@ hidden directory beside its place and renamed into it.
 import contextlib
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.files import making
+from dynkhydra_tf.files import is_abandoned, locked, making
 
 _HIDDEN = ".writing-"
+_MOST = 2**63 - 1  # TensorFlow Serving's versions are int64
 
 
 @contextlib.contextmanager
-def new_version(directory) -> Iterator[pathlib.Path]:
+def new_version(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives an empty directory to write to, which becomes the next version when the block succeeds.
 
     When the block raises, nothing is left of it; what a killed process left is removed by the next one.
+    Several processes may write versions of a model at once.
 
     Args:
         directory: the model's directory; made where it is missing.
@@ -31,53 +35,44 @@ def new_version(directory) -> Iterator[pathlib.Path]:
     Raises:
         UserError: the disk is full or cannot be written to.
     """
-    hidden = pathlib.Path(directory) / f"{_HIDDEN}{os.getpid()}"
     try:
-        with making(directory) as directory, _removing(hidden):
-            _remove_abandoned(directory)
-            hidden.mkdir()
-            yield hidden
-            for path in hidden.rglob("*"):
-                _flush(path)
-            _publish(hidden, directory)
+        with making(directory) as directory:
+            for path in directory.glob(f"{_HIDDEN}*"):
+                if is_abandoned(path):
+                    shutil.rmtree(path, ignore_errors=True)
+            # A random name: in containers every process may have the same id.
+            hidden = tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=directory, ignore_cleanup_errors=True)
+            with hidden, locked(hidden.name):
+                version = pathlib.Path(hidden.name) / "version"
+                version.mkdir()
+                yield version
+                for path in version.rglob("*"):
+                    _flush(path)
+                _publish(version, directory)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"Cannot write to {directory}: {reason}; nothing was exported") from error
 
 
-def latest(directory) -> int | None:
+def latest(directory: str | os.PathLike) -> int | None:
     """Returns the highest version in a model's directory; None where there is none."""
-    versions = [int(path.name) for path in pathlib.Path(directory).iterdir() if path.name.isdecimal()]
-    return max(versions, default=None)
+    names = [path.name for path in pathlib.Path(directory).glob("*")]  # nothing where it is not there
+    numbers = [int(name) for name in names if re.fullmatch("[0-9]+", name)]
+    return max((number for number in numbers if number <= _MOST), default=None)
 
 
-@contextlib.contextmanager
-def _removing(path):
-    try:
-        yield
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _publish(hidden, directory):
+def _publish(version, directory):
     while True:
         number = (latest(directory) or 0) + 1
+        if number > _MOST:
+            raise UserError(f"There is no version after {_MOST}; move it out of {directory}")
         try:
-            hidden.rename(directory / str(number))
+            version.rename(directory / str(number))
             return
         except OSError:
-            if not (directory / str(number)).exists():  # else another export was faster: try the next number
+            # Else another export was faster: try the next number.
+            if not os.path.lexists(directory / str(number)):
                 raise
-
-
-def _remove_abandoned(directory):
-    for path in directory.glob(f"{_HIDDEN}*"):
-        try:
-            os.kill(int(path.name.removeprefix(_HIDDEN)), 0)
-        except (ValueError, ProcessLookupError):
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
-            pass  # somebody else's, at work
 
 
 def _flush(path):
