@@ -1,17 +1,22 @@
 """What a model server is configured with, and the requests it warms up with. S is the side of an image."""
 
+import json
+import os
 import pathlib
+import shlex
+from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_text
 
 MODELS = """\
-# tensorflow_model_server --model_config_file=/models/{name}/models.config
+# tensorflow_model_server --model_config_file={place}/models.config
 model_config_list {{
   config {{
-    name: "{name}"
-    base_path: "/models/{name}"
+    name: {name}
+    base_path: {base_path}
     model_platform: "tensorflow"
     model_version_policy {{ latest {{ num_versions: 1 }} }}
   }}
@@ -19,7 +24,7 @@ model_config_list {{
 """
 
 BATCHING = """\
-# tensorflow_model_server --enable_batching --batching_parameters_file=/models/{name}/batching_parameters.txt
+# tensorflow_model_server --enable_batching --batching_parameters_file={place}/batching_parameters.txt
 #
 # The server waits batch_timeout_micros for requests to run together, at most max_batch_size images, and pads
 # the batch to the next of allowed_batch_sizes. This model runs a branch on the images that need it: a row of
@@ -34,7 +39,7 @@ num_batch_threads {{ value: 2 }}
 """
 
 MONITORING = """\
-# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file=/models/{name}/monitoring.config
+# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file={place}/monitoring.config
 prometheus_config {{
   enable: true
   path: "/monitoring/prometheus/metrics"
@@ -42,22 +47,51 @@ prometheus_config {{
 """
 
 
-def write_server_files(directory, name, batch_sizes):
+def check_name(name: str) -> None:
+    """Checks a model's name on a server.
+
+    Raises:
+        UserError: what the server's addresses, files and logs cannot hold.
+    """
+    if not name.strip(".") or not name.isprintable() or set(name) & set("/:"):
+        raise UserError(
+            f"name must be printable, without / and :, and not of dots alone. Received: name={name!r}"
+        )
+
+
+def write_server_files(directory: str | os.PathLike, name: str, batch_sizes: Sequence[int]) -> None:
     """Writes models.config, batching_parameters.txt and monitoring.config into a model's directory.
 
     Args:
         directory: the model's directory, the one that holds the versions.
-        name: str, the model's name on the server.
-        batch_sizes: ints, rising.
+        name: the model's name on the server, see `check_name`.
+        batch_sizes: rising.
     """
-    sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes)
+    place = f"/models/{name}"
+    values = {
+        "place": shlex.quote(place),
+        "name": _quoted(name),
+        "base_path": _quoted(place),
+        "largest": max(batch_sizes),
+        "sizes": "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes),
+    }
     texts = {"models.config": MODELS, "batching_parameters.txt": BATCHING, "monitoring.config": MONITORING}
     for file, text in texts.items():
-        content = text.format(name=name, sizes=sizes, largest=max(batch_sizes))
-        write_text(pathlib.Path(directory) / file, content)
+        write_text(pathlib.Path(directory) / file, text.format(**values))
 
 
-def write_warmup(directory, size, input_dtype, batch_sizes):
+def _quoted(text):
+    """Printable text as a string of protobuf's text format, which escapes these as JSON does."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def write_warmup(
+    directory: str | os.PathLike,
+    size: int,
+    input_dtype: tf.DType,
+    batch_sizes: Sequence[int],
+    signatures: Sequence[str],
+) -> None:
     """Writes assets.extra/tf_serving_warmup_requests: each signature at each batch size.
 
     The images are of one colour, so that the file stays small; all branches share one body, and one image
@@ -65,9 +99,10 @@ def write_warmup(directory, size, input_dtype, batch_sizes):
 
     Args:
         directory: the version directory.
-        size: int, S.
-        input_dtype: `tf.DType` of `images`.
-        batch_sizes: ints.
+        size: S.
+        input_dtype: of `images`.
+        batch_sizes: the sizes.
+        signatures: the names of those that the model has.
     """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -76,19 +111,22 @@ def write_warmup(directory, size, input_dtype, batch_sizes):
     def requests(batch):
         # One value stands for all in a TensorProto.
         images = tf.make_tensor_proto(128, input_dtype, (batch, size, size, 3))
-        yield "serving_default", {"images": images}
-        yield "with_tau", {"images": images, "tau": tf.make_tensor_proto(0.0, tf.float32, (batch,))}
-        yield "gate", {"images": images}
-        yield "image_bytes", {"image_bytes": tf.make_tensor_proto([picture] * batch, tf.string)}
+        return {
+            "serving_default": {"images": images},
+            "with_tau": {"images": images, "tau": tf.make_tensor_proto(0.0, tf.float32, (batch,))},
+            "gate": {"images": images},
+            "image_bytes": {"image_bytes": tf.make_tensor_proto([picture] * batch, tf.string)},
+        }
 
     path = pathlib.Path(directory) / "assets.extra" / "tf_serving_warmup_requests"
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch in batch_sizes:
-            for signature, inputs in requests(batch):
+            inputs = requests(batch)
+            for signature in signatures:
                 request = predict_pb2.PredictRequest()
                 request.model_spec.signature_name = signature
-                for name, value in inputs.items():
+                for name, value in inputs[signature].items():
                     request.inputs[name].CopyFrom(value)
                 log = prediction_log_pb2.PredictLog(request=request)
                 writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
