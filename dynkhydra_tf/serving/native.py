@@ -7,19 +7,24 @@ TensorFlow's wheel. It proves that an export works where there is no Python Tens
 without the cost of calling TensorFlow from Python. B is the batch axis.
 """
 
+import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import pathlib
 import sys
+import weakref
 from typing import NamedTuple
 
 import numpy as np
 
 # TF_DataType (tensorflow/c/tf_datatype.h) to numpy; strings are arrays of bytes objects.
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 7: object, 9: np.int64, 10: np.bool_}
+SIGNATURES = "assets.extra/signatures.json"
 _STRING = 7
 _STRING_BYTES = 24  # sizeof(TF_TString)
+_MOST_THREADS = 4096  # TensorFlow ends the process where the system has no more
 _P, _N, _B, _I = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int
 
 
@@ -48,12 +53,16 @@ class ModelError(Exception):
     """What TensorFlow said when it could not load a model or answer a request."""
 
 
-class _Buffer(ctypes.Structure):
-    _fields_ = (("data", _P), ("length", _N), ("deallocator", _P))
-
-
 class _Output(ctypes.Structure):
     _fields_ = (("operation", _P), ("index", _I))
+
+
+class _Session:
+    """A session and its graph; given back when nobody holds this object, a running request included."""
+
+    def __init__(self, session, graph, release):
+        self.session, self.graph = session, graph
+        weakref.finalize(self, release)
 
 
 class SavedModel:
@@ -61,39 +70,42 @@ class SavedModel:
 
     Args:
         path: a version directory, the one with saved_model.pb.
-        threads: int, threads for one op and for ops side by side; 0 for as many as there are cores.
+        threads: int in 0..4096, for one op and for ops side by side; 0 for as many as there are cores.
         library: path of the shared library; default, the one of the installed tensorflow.
+        signatures: what the file `SIGNATURES` of an export holds, for a SavedModel that has none; None to
+            read the file.
 
     Attributes:
         signatures: dict of `Signature` by name.
 
     Raises:
-        ModelError: TensorFlow cannot load it, or there is no library.
+        ModelError: `threads` out of its range, no library, or a SavedModel that TensorFlow cannot load or
+            that does not tell its signatures.
     """
 
-    def __init__(self, path, threads=0, library=None):
-        self._tf = _library(library)
-        self._session = None
-        self._status = self._tf.TF_NewStatus()
-        self._graph = self._tf.TF_NewGraph()
-        options, meta = self._tf.TF_NewSessionOptions(), self._tf.TF_NewBuffer()
-        try:
-            config = b"\x10%c\x28%c" % (threads, threads)  # ConfigProto: intra-op, inter-op
-            self._tf.TF_SetConfig(options, config, len(config), self._status)
-            _check(self._tf, self._status)
-            tags = (_B * 1)(b"serve")
-            self._session = self._tf.TF_LoadSessionFromSavedModel(
-                options, None, os.fsencode(path), tags, 1, self._graph, meta, self._status
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        threads: int = 0,
+        library: str | os.PathLike | None = None,
+        signatures: dict | None = None,
+    ):
+        config = thread_config(threads)
+        self._tf = tf = _library(library)
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as passing:
+            status = _held(passing, tf.TF_NewStatus, tf.TF_DeleteStatus)
+            options = _held(passing, tf.TF_NewSessionOptions, tf.TF_DeleteSessionOptions)
+            tf.TF_SetConfig(options, config, len(config), status)
+            _check(tf, status)
+            closing = _held(kept, tf.TF_NewStatus, tf.TF_DeleteStatus)
+            graph = _held(kept, tf.TF_NewGraph, tf.TF_DeleteGraph)
+            session = tf.TF_LoadSessionFromSavedModel(
+                options, None, os.fsencode(path), (_B * 1)(b"serve"), 1, graph, None, status
             )
-            _check(self._tf, self._status)
-            content = ctypes.cast(meta, ctypes.POINTER(_Buffer)).contents
-            self.signatures = _signatures(ctypes.string_at(content.data, content.length))
-        except ModelError:
-            self.close()
-            raise
-        finally:
-            self._tf.TF_DeleteSessionOptions(options)
-            self._tf.TF_DeleteBuffer(meta)
+            _check(tf, status)
+            kept.callback(tf.TF_DeleteSession, session, closing)
+            self.signatures = _signatures(path, signatures)
+            self._session = _Session(session, graph, kept.pop_all().close)
 
     def __enter__(self):
         """Returns itself."""
@@ -104,15 +116,10 @@ class SavedModel:
         self.close()
 
     def close(self):
-        """Gives its memory back; may be called twice."""
-        if self._session:
-            self._tf.TF_DeleteSession(self._session, self._status)
-        if self._graph:
-            self._tf.TF_DeleteGraph(self._graph)
-            self._tf.TF_DeleteStatus(self._status)
-        self._session = self._graph = None
+        """Gives its memory back, once no thread runs it any more; may be called twice."""
+        self._session = None
 
-    def run(self, inputs, signature="serving_default"):
+    def run(self, inputs: dict, signature: str = "serving_default") -> dict:
         """Answers one request.
 
         Args:
@@ -124,14 +131,14 @@ class SavedModel:
             dict of arrays by the signature's output names; strings as bytes objects.
 
         Raises:
-            ModelError: an unknown signature, inputs that are missing, unknown or of a dtype that
-                TensorFlow does not have, or TensorFlow's error.
+            ModelError: a model that was closed, an unknown signature, inputs that are missing, unknown or
+                of a dtype that TensorFlow does not have, or TensorFlow's error.
         """
         with self.request(inputs, signature) as request:
             request.run()
             return request.outputs()
 
-    def request(self, inputs, signature="serving_default"):
+    def request(self, inputs: dict, signature: str = "serving_default") -> "Request":
         """Returns the `Request` for `run`'s arguments, to be run as often as one likes."""
         if signature not in self.signatures:
             raise ModelError(f"signature must be one of {sorted(self.signatures)}. Received: {signature!r}")
@@ -140,7 +147,18 @@ class SavedModel:
             raise ModelError(
                 f"{signature} takes the inputs {sorted(spec.inputs)}. Received: {sorted(inputs)}"
             )
-        return Request(self._tf, self._session, self._graph, spec, inputs)
+        return Request(self, spec, inputs)
+
+    def open_session(self) -> _Session:
+        """Returns what runs the model, to be held while it runs.
+
+        Raises:
+            ModelError: the model was closed.
+        """
+        session = self._session
+        if session is None:
+            raise ModelError("The model is closed: load it again")
+        return session
 
 
 class Request:
@@ -149,48 +167,47 @@ class Request:
     A clock around `run` measures TensorFlow and not ctypes.
     """
 
-    def __init__(self, tf, session, graph, signature, inputs):
-        self._tf, self._session = tf, session
-        self._status = tf.TF_NewStatus()
+    def __init__(self, model: SavedModel, signature: Signature, inputs: dict):
+        self._tf, self._model = model._tf, model
+        held = model.open_session()
         arrays = {name: _as_array(inputs[name], spec.dtype) for name, spec in signature.inputs.items()}
         for name, array in arrays.items():
             if _code(array) is None:
                 raise ModelError(f"{name} has a dtype that TensorFlow does not know: {array.dtype}")
-
-        def places(specs):
-            found = [spec.tensor.rsplit(":", 1) for spec in specs.values()]
-            operations = [(tf.TF_GraphOperationByName(graph, name.encode()), int(i)) for name, i in found]
-            return (_Output * len(specs))(*(_Output(operation, index) for operation, index in operations))
-
+        self._feeds = self._places(held.graph, signature.inputs)
+        self._fetches = self._places(held.graph, signature.outputs)
         self._names = list(signature.outputs)
-        self._feeds, self._fetches = places(signature.inputs), places(signature.outputs)
-        self._strings = [array.size if _code(array) == _STRING else 0 for array in arrays.values()]
-        self._inputs = (_P * len(arrays))(*(self._tensor(array) for array in arrays.values()))
         self._results = (_P * len(self._names))()
+        with contextlib.ExitStack() as kept:
+            self._status = _held(kept, self._tf.TF_NewStatus, self._tf.TF_DeleteStatus)
+            self._inputs = (_P * len(arrays))(*(_tensor(self._tf, kept, array) for array in arrays.values()))
+            kept.callback(_forget, self._tf, self._results)
+            self._release = weakref.finalize(self, kept.pop_all().close)
 
     def __enter__(self):
         """Returns itself."""
         return self
 
     def __exit__(self, *error):
-        """Gives its memory back."""
-        for tensor, strings in zip(self._inputs, self._strings, strict=True):
-            first = self._tf.TF_TensorData(tensor) or 0
-            for place in range(first, first + strings * _STRING_BYTES, _STRING_BYTES):
-                self._tf.TF_StringDealloc(place)
-            self._tf.TF_DeleteTensor(tensor)
-        self._forget_results()
-        self._tf.TF_DeleteStatus(self._status)
+        """Closes it."""
+        self.close()
+
+    def close(self):
+        """Gives its memory back; may be called twice."""
+        self._release()
 
     def run(self):
         """Runs the model once.
 
         Raises:
-            ModelError: TensorFlow's error.
+            ModelError: the request or its model was closed, or TensorFlow's error.
         """
-        self._forget_results()
+        if not self._release.alive:
+            raise ModelError("The request is closed: make another")
+        held = self._model.open_session()
+        _forget(self._tf, self._results)
         self._tf.TF_SessionRun(
-            self._session,
+            held.session,
             None,
             self._feeds,
             self._inputs,
@@ -205,43 +222,71 @@ class Request:
         )
         _check(self._tf, self._status)
 
-    def outputs(self):
-        """Returns what the last `run` gave: a dict of arrays by output name, strings as bytes objects."""
-        return {name: self._array(tensor) for name, tensor in zip(self._names, self._results, strict=True)}
+    def outputs(self) -> dict:
+        """Returns what the last `run` gave: a dict of arrays by output name, strings as bytes objects.
 
-    def _forget_results(self):
-        for index, tensor in enumerate(self._results):
-            if tensor:
-                self._tf.TF_DeleteTensor(tensor)
-            self._results[index] = None
+        Raises:
+            ModelError: there is nothing: `run` was not called, failed, or the request was closed.
+        """
+        if not all(self._results):
+            raise ModelError("The request has no outputs: run it first")
+        pairs = zip(self._names, self._results, strict=True)
+        return {name: _array(self._tf, tensor) for name, tensor in pairs}
 
-    def _tensor(self, array):
-        tf, code = self._tf, _code(array)
+    def _places(self, graph, specs):
+        places = (_Output * len(specs))()
+        for place, spec in zip(places, specs.values(), strict=True):
+            name, _, index = spec.tensor.rpartition(":")
+            place.operation = self._tf.TF_GraphOperationByName(graph, name.encode())
+            place.index = int(index)
+            if not place.operation:
+                raise ModelError(f"The signatures name {spec.tensor}, which the graph does not have")
+        return places
+
+
+# === Tensors ===
+
+
+def _tensor(tf, kept, array):
+    """A TF_Tensor with an array's values; `kept` gives it back."""
+    code = _code(array)
+    if code == _STRING:
+        texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    else:
         array = np.asarray(array, order="C")
-        size = array.size * _STRING_BYTES if code == _STRING else array.nbytes
-        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-        tensor = tf.TF_AllocateTensor(code, shape, array.ndim, size)
-        data = tf.TF_TensorData(tensor)
-        if code == _STRING:
-            for index, text in enumerate(array.ravel()):
-                text = text if isinstance(text, bytes) else str(text).encode()
-                tf.TF_StringInit(data + index * _STRING_BYTES)
-                tf.TF_StringCopy(data + index * _STRING_BYTES, text, len(text))
-        elif size:
-            ctypes.memmove(data, array.ctypes.data, size)
-        return tensor
+    size = array.size * _STRING_BYTES if code == _STRING else array.nbytes
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    tensor = _held(kept, lambda: tf.TF_AllocateTensor(code, shape, array.ndim, size), tf.TF_DeleteTensor)
+    data = tf.TF_TensorData(tensor)
+    if code == _STRING:
+        for index, text in enumerate(texts):
+            place = data + index * _STRING_BYTES
+            tf.TF_StringInit(place)
+            kept.callback(tf.TF_StringDealloc, place)
+            tf.TF_StringCopy(place, text, len(text))
+    elif size:
+        ctypes.memmove(data, array.ctypes.data, size)
+    return tensor
 
-    def _array(self, tensor):
-        tf = self._tf
-        shape = tuple(tf.TF_Dim(tensor, axis) for axis in range(tf.TF_NumDims(tensor)))
-        data, code = tf.TF_TensorData(tensor), tf.TF_TensorType(tensor)
-        if code == _STRING:
-            end = (data or 0) + int(np.prod(shape)) * _STRING_BYTES
-            places = range(data or 0, end, _STRING_BYTES)
-            texts = [ctypes.string_at(tf.TF_StringGetDataPointer(p), tf.TF_StringGetSize(p)) for p in places]
-            return np.array(texts, object).reshape(shape)
-        content = ctypes.string_at(data, tf.TF_TensorByteSize(tensor)) if data else b""
-        return np.frombuffer(content, DTYPES[code]).reshape(shape)
+
+def _array(tf, tensor):
+    shape = tuple(tf.TF_Dim(tensor, axis) for axis in range(tf.TF_NumDims(tensor)))
+    data, code = tf.TF_TensorData(tensor), tf.TF_TensorType(tensor)
+    if code == _STRING:
+        end = (data or 0) + int(np.prod(shape)) * _STRING_BYTES
+        places = range(data or 0, end, _STRING_BYTES)
+        texts = [ctypes.string_at(tf.TF_StringGetDataPointer(p), tf.TF_StringGetSize(p)) for p in places]
+        return np.array(texts, object).reshape(shape)
+    content = ctypes.string_at(data, tf.TF_TensorByteSize(tensor)) if data else b""
+    return np.frombuffer(content, DTYPES[code]).reshape(shape)
+
+
+def _forget(tf, tensors):
+    """Deletes what is in an array of TF_Tensors and empties it."""
+    for index, tensor in enumerate(tensors):
+        if tensor:
+            tf.TF_DeleteTensor(tensor)
+        tensors[index] = None
 
 
 def _as_array(values, dtype):
@@ -255,6 +300,16 @@ def _code(array):
     if array.dtype.kind in "OSU":
         return _STRING
     return next((code for code, dtype in DTYPES.items() if dtype == array.dtype), None)
+
+
+# === The library ===
+
+
+def _held(stack, new, delete):
+    """What `new()` makes, for `stack` to `delete`."""
+    made = new()
+    stack.callback(delete, made)
+    return made
 
 
 def _check(tf, status):
@@ -289,8 +344,6 @@ def _library(path=None):
         "TF_NewSessionOptions": (_P,),
         "TF_SetConfig": (None, _P, _B, _N, _P),
         "TF_DeleteSessionOptions": (None, _P),
-        "TF_NewBuffer": (_P,),
-        "TF_DeleteBuffer": (None, _P),
         "TF_LoadSessionFromSavedModel": (_P, _P, _P, _B, ctypes.POINTER(_B), _I, _P, _P, _P),
         "TF_DeleteSession": (None, _P, _P),
         "TF_GraphOperationByName": (_P, _P, _B),
@@ -314,56 +367,52 @@ def _library(path=None):
     return tf
 
 
-# === MetaGraphDef, read from the wire: its protobuf classes come with tensorflow only ===
+# === What a model is loaded with ===
 
 
-def _fields(message):
-    """Yields (number, value) of a protobuf message: ints and bytes."""
-    at = 0
+def thread_config(threads: int) -> bytes:
+    """Returns a serialised ConfigProto: threads for one op (its field 2) and for ops side by side (5).
 
-    def varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-        else:
-            size = varint() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
-            yield key >> 3, message[at : at + size]
-            at += size
+    Raises:
+        ModelError: a number out of its range.
+    """
+    if not isinstance(threads, int) or not 0 <= threads <= _MOST_THREADS:
+        raise ModelError(f"threads must be a whole number in 0..{_MOST_THREADS}. Received: {threads!r}")
+    return b"\x10" + _varint(threads) + b"\x28" + _varint(threads)
 
 
-def _map(message, number, read):
-    """A map field of string keys."""
-    entries = [dict(_fields(value)) for key, value in _fields(message) if key == number]
-    return {entry[1].decode(): read(entry.get(2, b"")) for entry in entries}
+def _varint(value):
+    """A whole number >= 0 as protobuf writes it: seven bits a byte, the lowest first."""
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
 
 
-def _spec(message):
-    tensor_info = dict(_fields(message))
-    shape = list(_fields(tensor_info.get(3, b"")))
-    sizes = [dict(_fields(dim)).get(1, 0) for number, dim in shape if number == 2]
-    sizes = tuple(size - (1 << 64) if size >> 63 else size for size in sizes)
-    unknown_rank = any(number == 3 and value for number, value in shape)
-    dtype = DTYPES.get(tensor_info.get(2), object)
-    return Spec(tensor_info.get(1, b"").decode(), dtype, None if unknown_rank else sizes)
+def _signatures(path, record):
+    """{name: `Signature`} of what a file `SIGNATURES` holds; None for the one of the export."""
+    file = pathlib.Path(path) / SIGNATURES
 
+    def specs(named):
+        return {
+            name: Spec(
+                spec["tensor"],
+                object if spec["dtype"] == "bytes" else np.dtype(spec["dtype"]).type,
+                None if spec["shape"] is None else tuple(spec["shape"]),
+            )
+            for name, spec in named.items()
+        }
 
-def _signatures(meta_graph):
-    def signature(message):
-        return Signature(_map(message, 1, _spec), _map(message, 2, _spec))
-
-    signatures = _map(meta_graph, 5, signature)
-    return {name: value for name, value in signatures.items() if not name.startswith("__")}
+    try:
+        if record is None:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            name: Signature(specs(value["inputs"]), specs(value["outputs"])) for name, value in record.items()
+        }
+    except OSError as error:
+        raise ModelError(
+            f"{file} cannot be read: {error.strerror}; exports of version 0.1 have none, "
+            "dynkhydra_tf.serving.verify opens them"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file} does not hold the signatures of a model: {error!r}") from error
 
 
 if __name__ == "__main__":
