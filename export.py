@@ -1,225 +1,203 @@
-"""Exports a trained run: a SavedModel for TensorFlow Serving, or a LiteRT or ONNX file for an edge device.
+"""Exports a trained run: a SavedModel for TensorFlow Serving, or a LiteRT or ONNX file for a device.
 
     python export.py --run_dir=runs/digits --export_dir=served/digits          # writes served/digits/1
     python export.py --run_dir=runs/digits --export_dir=edge --format=litert
 
 The served tau is the run's, or --tau, or picked on the validation split for --target_active_branches or
---max_accuracy_drop.
+--max_accuracy_drop. A plain network has none.
 """
 
-import json
-import os
+import dataclasses
 import pathlib
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
 
 # isort: split
-from absl import flags
-
 from dynkhydra_tf import cli
-from dynkhydra_tf.costs import hydra_costs
-from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
+from dynkhydra_tf.costs import hydra_costs, plain_costs
+from dynkhydra_tf.data import evaluation_batches, find_entry, open_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import evaluate, load_network, tau_text
-from dynkhydra_tf.files import check_writable, write_text
-from dynkhydra_tf.old_flags import data_settings, read_flags
-from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.evaluation import evaluate, tau_text
+from dynkhydra_tf.fields import Checked, changed, setting, values
+from dynkhydra_tf.files import check_writable
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving import calibration, server_files, versions
-from dynkhydra_tf.serving.formats import edge, saved_model
-from dynkhydra_tf.serving.model_card import model_card
+from dynkhydra_tf.runs import FinishedRun
+from dynkhydra_tf.serving import calibration
+from dynkhydra_tf.serving.formats import FORMATS
+from dynkhydra_tf.serving.formats.litert import QUANTIZATIONS
+from dynkhydra_tf.serving.model_card import hydra_card, plain_card
+from dynkhydra_tf.serving.served_model import BATCH_SIZES, ServedModel
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, name, default, text, **kwargs):
-        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
-
-    text, number, whole = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
-    define(text, "run_dir", None, "The run to export: its model.keras, partition.json and flags.cfg.")
-    define(text, "export_dir", None, "The model's directory; a SavedModel goes into its next version, DIR/N.")
-    define(
-        flags.DEFINE_enum,
-        "format",
+    run_dir: str | None = setting(
+        None, "The run to export: its model.keras, partition.json and flags.cfg.", path=True
+    )
+    export_dir: str | None = setting(
+        None, "The model's directory; a SavedModel goes into its next version, DIR/N.", path=True
+    )
+    format: str = setting(
         "saved_model",
         "What to write: saved_model for TensorFlow Serving, litert or onnx for a device.",
-        enum_values=["saved_model", *edge.FILES],
+        choices=tuple(FORMATS),
     )
-    define(
-        flags.DEFINE_enum, "quantize", None, "For litert: smaller weights.", enum_values=edge.QUANTIZATIONS
-    )
-    define(text, "name", None, "The model's name on the server; default: the last part of export_dir.")
-    define(whole, "top_classes", 0, "Adds the best so many classes to each answer.", lower_bound=0)
-    define(
-        flags.DEFINE_enum,
-        "input_dtype",
+    name: str | None = setting(None, "The model's name on the server; default: the last part of export_dir.")
+
+    # === What only some formats have ===
+    quantize: str | None = setting(None, "For litert: smaller weights.", choices=QUANTIZATIONS)
+    top_classes: int = setting(0, "Adds the best so many classes to each answer.", least=0)
+    input_dtype: str = setting(
         "uint8",
         "Of the input images; values are 0..255 in both. uint8 is a quarter of the bytes.",
-        enum_values=["uint8", "float32"],
+        choices=("uint8", "float32"),
     )
-    define(
-        flags.DEFINE_list,
-        "batch_sizes",
-        [str(size) for size in saved_model.BATCH_SIZES],
-        "Batch sizes to warm up, and those that the server may batch requests to.",
+    batch_sizes: tuple[int, ...] = setting(
+        BATCH_SIZES, "Batch sizes to warm up, and those that the server may batch requests to.", least=1
     )
 
     # === Which tau ===
-    define(number, "tau", None, "The threshold to serve with; default: the run's.")
-    define(
-        number,
-        "target_active_branches",
-        None,
-        "Pick the lowest tau with lambda at most this.",
-        lower_bound=1.0,
+    tau: float | None = setting(None, "The threshold to serve with; default: the run's.", least=0, below=1)
+    target_active_branches: float | None = setting(
+        None, "Pick the lowest tau with lambda at most this.", least=1
     )
-    define(
-        number,
-        "max_accuracy_drop",
+    max_accuracy_drop: float | None = setting(
         None,
         "Pick the highest tau that is at most so many percentage points below the best top-1.",
-        lower_bound=0.0,
+        least=0,
     )
-    define(
-        flags.DEFINE_enum,
-        "calibration_split",
+    calibration_split: str = setting(
         "validation",
         "The images to pick tau on. test is for runs that held no validation images out, and makes the test "
         "accuracy a little too good.",
-        enum_values=["validation", "test"],
+        choices=("validation", "test"),
     )
-    define(text, "data_dir", None, "Where the data set lies, as in train.py; default: the run's.")
+    data_dir: str | None = setting(
+        None, "Where the data set lies, as in train.py; default: the run's.", path=True
+    )
+
+    def check(self) -> None:
+        """Checks what goes together."""
+        if not self.run_dir or not self.export_dir:
+            raise UserError("Give --run_dir=DIR of a finished run, and --export_dir=DIR to write to")
+        if not self.batch_sizes or list(self.batch_sizes) != sorted(self.batch_sizes):
+            raise UserError(f"batch_sizes must rise. Received: {','.join(map(str, self.batch_sizes))}")
+        if len(self.tau_flags) > 1:
+            raise UserError("Give one of --tau, --target_active_branches and --max_accuracy_drop")
+
+    @property
+    def tau_flags(self) -> list[str]:
+        """The given ones among the flags that say which tau."""
+        names = ("tau", "target_active_branches", "max_accuracy_drop")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+    @property
+    def picking(self) -> bool:
+        """Whether tau is to be picked on images."""
+        return bool(self.tau_flags) and self.tau is None
 
 
-def main(options):
+def main(options: Options) -> None:
     """Exports what the flags name."""
     # === What to export: all that can be wrong is found before any long work ===
-    if not options.run_dir or not options.export_dir:
-        raise UserError("Give --run_dir=DIR of a finished run, and --export_dir=DIR to write to")
-    run_dir = pathlib.Path(os.path.expanduser(options.run_dir))
-    export_dir = pathlib.Path(os.path.expanduser(options.export_dir))
-    name = options.name or export_dir.absolute().name
-    batch_sizes = _batch_sizes(options.batch_sizes)
-    budgets = (options.target_active_branches, options.max_accuracy_drop)
-    picking = any(budget is not None for budget in budgets)
-    if sum(given is not None for given in (options.tau, *budgets)) > 1:
-        raise UserError("Give one of --tau, --target_active_branches and --max_accuracy_drop")
-    if options.tau is not None and not 0 <= options.tau < 1:
-        raise UserError(f"--tau must be in [0, 1). Received: {options.tau}")
-    if options.quantize and options.format != "litert":
-        raise UserError(f"--quantize is for --format=litert. Received: --format={options.format}")
-    if options.format != "saved_model":
-        edge.check_extra(options.format)
-    check_writable(export_dir, "export_dir")
-    trained_with = read_flags(run_dir / "flags.cfg")
-    model, partition = _load(run_dir)
-    if options.top_classes > model.num_classes:
-        raise UserError(
-            f"--top_classes must be at most {model.num_classes}, the number of classes. "
-            f"Received: {options.top_classes}"
-        )
+    format = FORMATS[options.format]
+    format.check_installed()
+    check_writable(options.export_dir, "export_dir")
+    run = FinishedRun.open(options.run_dir)
+    model = run.load_model()
+    served = ServedModel(
+        name=options.name or pathlib.Path(options.export_dir).absolute().name,
+        model=model,
+        class_names=run.class_names or _open_data(run, options).class_names,  # an early run did not note them
+        fit=run.settings.data.fit or find_entry(run.settings.data.dataset).fit,
+        tau=getattr(model, "tau", None),
+        top_classes=options.top_classes,
+        input_dtype=options.input_dtype,
+        batch_sizes=options.batch_sizes,
+        quantize=options.quantize,
+    )
+    served.check_options(options.format, format.OPTIONS)
+    if isinstance(model, Plain) and options.tau_flags:
+        raise UserError(f"{run.path} holds a plain network, without a gate: leave {options.tau_flags[0]} out")
 
-    # === Which tau to serve with ===
-    rows, split = _tau_table(model, trained_with, options, picking)
-    if options.tau is not None:
-        choice = calibration.Choice(options.tau, "given with --tau")
-    elif options.target_active_branches is not None:
-        choice = calibration.least_active_branches(rows, options.target_active_branches)
-    elif options.max_accuracy_drop is not None:
-        choice = calibration.most_tau_within(rows, options.max_accuracy_drop)
+    # === Which tau to serve with, and the model card ===
+    trained = _trained(run, served.fit)
+    if isinstance(model, Plain):
+        costs = plain_costs(model.backbone, model.num_classes)
+        card = plain_card(served.name, model, served.class_names, costs, trained)
+        served = dataclasses.replace(served, card=card)
     else:
-        choice = calibration.Choice(model.tau, "the run's own, with which it was trained")
-    if picking:
-        print(f"On the {split} split:\n{tau_text(rows)}\n")
-    print(f"tau {choice.tau:g}: {choice.reason}.")
+        costs = hydra_costs(model)
+        rows, split = _tau_table(run, model, costs["flops"], options)
+        choice = _choice(model, rows, options)
+        print(f"tau {choice.tau:g}: {choice.reason}.")
+        card = hydra_card(served.name, model, run.partition, choice, costs, trained, rows, split)
+        served = dataclasses.replace(served, tau=choice.tau, card=card)
 
     # === Write ===
-    fit = trained_with.fit or find_entry(trained_with.dataset).fit
-    card = model_card(
-        name, model, partition, choice, hydra_costs(model), _trained(run_dir, trained_with, fit), rows, split
-    )
-    if options.format != "saved_model":
-        edge.export_edge(
-            model, partition.class_names, fit, choice.tau, export_dir, options.format, options.quantize
-        )
-        write_text(export_dir / "model_card.md", card)
-        return
-    with versions.new_version(export_dir) as directory:
-        largest = saved_model.write_saved_model(
-            model,
-            partition.class_names,
-            fit,
-            directory,
-            choice.tau,
-            options.top_classes,
-            options.input_dtype,
-            batch_sizes,
-        )
-        (directory / "model_card.md").write_text(card, encoding="utf-8")
-        server_files.write_server_files(export_dir, name, batch_sizes)
-    version = export_dir / str(versions.latest(export_dir))
-    print(
-        f"Written: {version}; its answers through TensorFlow's C API are within {largest:.0e} of Keras's.\n"
-        f"Beside it: models.config, batching_parameters.txt, monitoring.config; in it: model_card.md."
-    )
+    print(format.convert(served, options.export_dir))
 
 
-def _load(run_dir):
-    path = run_dir / "model.keras"
-    model = load_network(path)
-    if isinstance(model, Plain):
-        raise UserError(
-            f"{path} holds a plain network, and this command exports a Hydra; Keras's own "
-            "model.export(DIR), after one call of the model, writes a SavedModel of it"
-        )
-    partition = ClassPartition.load(run_dir / "partition.json")
-    if model.cluster_of_class != partition.cluster_of_class:
-        raise UserError(f"{path} is not the Hydra of {run_dir / 'partition.json'}")
-    return model, partition
+def _open_data(run, options):
+    """The run's data, which are downloaded only where they are needed."""
+    settings = run.settings.data
+    if options.data_dir:
+        settings = changed(settings, data_dir=options.data_dir)
+    return open_data(settings, run.settings.place.cache_dir, download=options.picking)
 
 
-def _tau_table(model, trained_with, options, picking):
+def _tau_table(run, model, flops, options):
     """The tau table of the model and its split, or ([], None) where none is needed and data are not there."""
     split = options.calibration_split
     try:
-        data = load_data(**data_settings(trained_with, options.data_dir), download=picking)
+        data = _open_data(run, options)
+        run.check_data(data)
     except UserError as error:
-        if picking:
+        if options.picking:
             raise
         print(f"No tau table in the model card: {error}")
         return [], None
     if split == "validation" and not data.sizes["validation"]:
-        if picking:
+        if options.picking:
             raise UserError(
                 "The run held out no validation images to pick tau on. Train with --validation_fraction=0.1, "
                 "or pick on the test images, knowing it, with --calibration_split=test"
             )
         split = "test"  # only to be shown
     taus = [*calibration.TAUS, *([] if options.tau is None else [options.tau])]
-    evaluation = evaluate(model, evaluation_batches(data, split, 256), taus)
-    return evaluation.tau_table(hydra_costs(model)["flops"]), split
+    rows = evaluate(model, evaluation_batches(data, split, 256), taus).tau_table(flops)
+    if options.picking:
+        print(f"On the {split} split:\n{tau_text(rows)}\n")
+    return rows, split
 
 
-def _trained(run_dir, trained_with, fit):
+def _choice(model, rows, options):
+    """Which tau to serve with."""
+    if options.tau is not None:
+        return calibration.Choice(options.tau, "given with --tau")
+    if options.target_active_branches is not None:
+        return calibration.least_active_branches(rows, options.target_active_branches)
+    if options.max_accuracy_drop is not None:
+        return calibration.most_tau_within(rows, options.max_accuracy_drop)
+    return calibration.Choice(model.tau, "the run's own, with which it was trained")
+
+
+def _trained(run, fit):
+    """What the model card says of the training."""
     try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary = run.summary
+    except UserError:  # not needed to serve the model
         summary = {}
+    settings = values(run.settings)
     keys = ("top1", "top5", "gater_accuracy", "active_branches", "versions")
-    settings = {key: trained_with[key].value for key in ("dataset", "epochs", "seed", "tau")}
-    return {**settings, "fit": fit, **{key: summary.get(key) for key in keys}}
-
-
-def _batch_sizes(texts):
-    try:
-        sizes = [int(text) for text in texts]
-    except ValueError:
-        sizes = []
-    if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
-        raise UserError(f"--batch_sizes must be rising whole numbers. Received: {','.join(texts)}")
-    return sizes
+    return {
+        **{key: settings[key] for key in ("dataset", "epochs", "seed", "tau")},
+        "fit": fit,
+        **{key: summary.get(key) for key in keys},
+    }
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)

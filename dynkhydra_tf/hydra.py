@@ -257,6 +257,11 @@ class Hydra(keras.Model):
 
     # === Copies and serialisation ===
 
+    @property
+    def shared_parts(self):
+        """The layers that every image runs."""
+        return self.stem, self.gater, self.combiner
+
     def for_inference(self):
         """Returns the model with its weights (copied), in float32, without the training-only heads."""
         model = Hydra.from_config({**self.get_config(), "branch_weight": 0.0, "part_dtype": "float32"})

@@ -89,6 +89,19 @@ class Plain(keras.Model):
         """The running means that `fit` and `evaluate` reset and report."""
         return list(self._means.values())
 
+    # === Copies and serialisation ===
+
+    @property
+    def shared_parts(self):
+        """The layers that every image runs."""
+        return (self.network,)
+
+    def for_inference(self):
+        """Returns the model with its weights (copied), in float32."""
+        model = Plain.from_config({**self.get_config(), "part_dtype": "float32"})
+        model.network.set_weights(self.network.get_weights())
+        return model
+
     def get_config(self):
         """Returns the constructor's arguments."""
         return {

@@ -18,6 +18,7 @@ from dynkhydra_tf import cli, flags
 from dynkhydra_tf.backbones import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.serving.served_model import ServedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -141,6 +142,12 @@ def assert_random_access_agrees(source, split, indices):
     for index, (image, label) in zip(indices, fetched.as_numpy_iterator(), strict=True):
         assert (image == read[index][0]).all()
         assert label == read[index][1]
+
+
+def to_serve(model, class_names=("a", "b", "c", "d", "e", "ü f"), fit="stretch", **settings):
+    """The `ServedModel` of a model at its own tau, if it has one, or with other settings."""
+    settings = {"name": "model", "tau": getattr(model, "tau", None), **settings}
+    return ServedModel(model=model, class_names=class_names, fit=fit, **settings)
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -13,14 +15,15 @@ import pytest
 from dynkhydra_tf import Hydra, ResNet
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.serving import native, verify
-from dynkhydra_tf.serving.formats import edge
-from tests.conftest import ROOT
+from dynkhydra_tf.serving.formats import FORMATS
+from tests.conftest import ROOT, TinyBackbone
 
 spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")
 export = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export)
 
 CLUSTERS = tuple(int(c) for c in np.arange(10) % 3)
+MADE_BY_0_1 = ROOT / "tests" / "made_by_0_1"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture
 def command(run_command):
-    return lambda *arguments: run_command(export.main, export.define_flags, *arguments)
+    return lambda *arguments: run_command(export.main, export.Options, *arguments)
 
 
 @pytest.fixture
@@ -121,31 +124,51 @@ def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsy
         ([], "Give --run_dir=DIR of a finished run, and --export_dir=DIR"),
         (["--run_dir=nowhere", "--export_dir=out"], "Cannot read the flags of a run from nowhere/flags.cfg"),
         (["--run_dir=RUN", "--export_dir=out", "--format=onyx"], "onyx"),
-        (["--run_dir=RUN", "--export_dir=out", "--tau=1"], "--tau must be in [0, 1)"),
-        (["--run_dir=RUN", "--export_dir=out", "--tau=nan"], "--tau must be in [0, 1)"),
+        (["--run_dir=RUN", "--export_dir=out", "--tau=1"], "tau must be in [0, 1). Received: 1.0"),
+        (["--run_dir=RUN", "--export_dir=out", "--tau=nan"], "tau must be in [0, 1). Received: nan"),
         (["--run_dir=RUN", "--export_dir=out", "--tau=0.1", "--max_accuracy_drop=1"], "Give one of --tau"),
-        (["--run_dir=RUN", "--export_dir=out", "--target_active_branches=0.5"], ">= 1.0"),
-        (["--run_dir=RUN", "--export_dir=out", "--top_classes=11"], "--top_classes must be at most 10"),
-        (["--run_dir=RUN", "--export_dir=out", "--batch_sizes=4,2"], "--batch_sizes must be rising"),
-        (["--run_dir=RUN", "--export_dir=out", "--quantize=float16"], "--quantize is for --format=litert"),
+        (["--run_dir=RUN", "--export_dir=out", "--target_active_branches=0.5"], "must be at least 1"),
+        (["--run_dir=RUN", "--export_dir=out", "--top_classes=11"], "top_classes must be in 0..10"),
+        (["--run_dir=RUN", "--export_dir=out", "--batch_sizes=4,2"], "batch_sizes must rise"),
+        (["--run_dir=RUN", "--export_dir=out", "--quantize=float16"], "saved_model does not take quantize"),
+        (
+            ["--run_dir=RUN", "--export_dir=out", "--format=onnx", "--top_classes=2"],
+            "does not take top_classes",
+        ),
+        (["--run_dir=RUN", "--export_dir=out", "--name=a:b"], "name must be printable, without / and :"),
         (["--run_dir=RUN", "--export_dir=/proc/out"], "Cannot write to /proc"),
         (["--run_dir=UNFINISHED", "--export_dir=out"], "a run has one after its last epoch"),
         (["--run_dir=BROKEN", "--export_dir=out"], "cannot be loaded as a Keras model"),
         (["--run_dir=NO_VALIDATION", "--export_dir=out", "--max_accuracy_drop=1"], "held out no validation"),
+        (
+            ["--run_dir=PLAIN", "--export_dir=out", "--tau=0.1"],
+            "a plain network, without a gate: leave --tau out",
+        ),
+        (["--run_dir=PLAIN", "--export_dir=out", "--max_accuracy_drop=1"], "leave --max_accuracy_drop out"),
+        (["--run_dir=OTHER_ORDER", "--export_dir=out", "--max_accuracy_drop=1"], "trained on other classes"),
+        (["--run_dir=FEWER", "--export_dir=out", "--target_active_branches=1"], "trained on other classes"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     command, run_dir, capsys, monkeypatch, tmp_path, options, message
 ):
     monkeypatch.chdir(tmp_path)
-    runs = tmp_path / "runs"
-    for name in ("UNFINISHED", "BROKEN", "NO_VALIDATION"):
+    runs, names = tmp_path / "runs", ("UNFINISHED", "BROKEN", "NO_VALIDATION", "OTHER_ORDER", "FEWER")
+    for name in names:
         (runs / name).mkdir(parents=True)
         (runs / name / "partition.json").write_text((run_dir / "partition.json").read_text())
         (runs / name / "flags.cfg").write_text("--dataset=digits\n")
     (runs / "BROKEN" / "model.keras").write_bytes(b"PK no archive")
-    os.link(run_dir / "model.keras", runs / "NO_VALIDATION" / "model.keras")
-    paths = {"RUN": run_dir, **{name: runs / name for name in ("UNFINISHED", "BROKEN", "NO_VALIDATION")}}
+    for name in ("NO_VALIDATION", "OTHER_ORDER"):
+        os.link(run_dir / "model.keras", runs / name / "model.keras")
+    ClassPartition("digits", tuple("9876543210"), CLUSTERS, "random", seed=0).save(
+        runs / "OTHER_ORDER" / "partition.json"
+    )
+    ClassPartition("digits", tuple("012345678"), CLUSTERS[:9], "random", seed=0).save(
+        runs / "FEWER" / "partition.json"
+    )
+    Hydra(TinyBackbone(), CLUSTERS[:9], top_k=2).save(runs / "FEWER" / "model.keras")
+    paths = {"RUN": run_dir, "PLAIN": MADE_BY_0_1 / "plain", **{name: runs / name for name in names}}
     for name, path in paths.items():
         options = [option.replace(f"={name}", f"={path}") for option in options]
     assert command(*options) == 2
@@ -166,22 +189,80 @@ def test_without_the_data_the_card_has_no_table(command, run_dir, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", edge.FILES)
-def test_edge_formats(command, run_dir, tmp_path, capsys, format):
+@pytest.mark.parametrize("format", ["litert", "onnx"])
+def test_formats_for_devices(command, run_dir, tmp_path, capsys, format):
     pytest.importorskip({"litert": "ai_edge_litert", "onnx": "tf2onnx"}[format])
     out = tmp_path / "a" / "edge"
     assert command(f"--run_dir={run_dir}", f"--export_dir={out}", f"--format={format}", "--tau=0.1") is None
-    assert entries(out) == sorted([edge.FILES[format], "labels.txt", "model_card.md"])
+    assert entries(out) == sorted([FORMATS[format].FILE, "labels.txt", "model_card.md"])
     assert (out / "labels.txt").read_text().splitlines() == list("0123456789")
     assert "not JPEG or PNG bytes" in capsys.readouterr().out
 
 
+def test_a_plain_run_of_version_0_1_is_exported_and_verified(command, verified, tmp_path, capsys):
+    out = tmp_path / "digits"
+    options = [f"--run_dir={MADE_BY_0_1}/plain", f"--export_dir={out}", "--batch_sizes=1"]
+    assert command(*options, '--name=my "x"') is None
+    assert "its answers through TensorFlow's C API are within" in capsys.readouterr().out
+    card = (out / "1" / "model_card.md").read_text()
+    for text in (
+        '# my "x"',
+        "A plain classifier of 10 classes for images of 32 x 32 pixels",
+        "Parameters: 75,770. MFLOPs of an image: 24.5.",
+        "Data set digits, 3 epochs, seed 1.",
+        "On the test split: top-1 34.06%, top-5 86.81%.",
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+    ):
+        assert text in card
+    assert not {"tau", "branch"} & set(card.split())
+    assert verified(f"--model_dir={out}/1") is None
+    assert capsys.readouterr().out.count("ok") == 3
+
+
+def test_an_export_of_version_0_1_answers_its_reference_requests(verified, capsys):
+    assert verified(f"--model_dir={MADE_BY_0_1}/served/digits/1") is None
+    printed = capsys.readouterr().out
+    assert printed.count("ok") == 5 and "DIFFERS" not in printed
+
+
+def test_a_new_format_takes_a_module_and_an_entry(run_command, tmp_path, capsys, monkeypatch):
+    def convert(served, directory):
+        (directory := pathlib.Path(directory)).mkdir()
+        weights = [weight.tolist() for weight in served.model.get_weights()]
+        (directory / toy.FILE).write_text(json.dumps({"weights": weights, "names": served.class_names}))
+        return f"{toy.FILE}: {served.model.num_classes} classes"
+
+    toy = types.SimpleNamespace(FILE="model.json", OPTIONS=(), convert=convert, check_installed=lambda: None)
+    monkeypatch.setitem(FORMATS, "toy", toy)
+    spec.loader.exec_module(with_toy := importlib.util.module_from_spec(spec))
+
+    def export(*options):
+        options = [f"--run_dir={MADE_BY_0_1}/plain", f"--export_dir={tmp_path}/out", "--format=toy", *options]
+        return run_command(with_toy.main, with_toy.Options, *options)
+
+    assert export("--top_classes=2") == 2
+    assert "toy does not take top_classes" in capsys.readouterr().err
+    assert export() is None
+    assert capsys.readouterr().out == "model.json: 10 classes\n"
+    assert len(json.loads((tmp_path / "out" / "model.json").read_text())["names"]) == 10
+
+
 def test_a_missing_extra_is_told_before_any_work(command, run_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    monkeypatch.setattr(export, "_load", None)
+    monkeypatch.setattr(export, "FinishedRun", None)
     assert command(f"--run_dir={run_dir}", f"--export_dir={tmp_path}/out", "--format=onnx") == 2
     assert "pip install -e '.[onnx]'" in capsys.readouterr().err
     assert entries(tmp_path) == []
+
+
+def test_it_needs_no_matplotlib():
+    # Keras loads it where it is installed, so it is taken away here.
+    script = "import runpy, sys\nsys.modules['matplotlib'] = None\nsys.argv = ['export.py', '--help']\n"
+    script += "runpy.run_path('export.py', run_name='__main__')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "--export_dir" in done.stdout, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("format", ["saved_model", pytest.param("litert", marks=pytest.mark.slow)])

@@ -28,9 +28,9 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.serving import client as command
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient, ServerError
-from dynkhydra_tf.serving.formats.saved_model import write_saved_model
+from dynkhydra_tf.serving.formats.saved_model import write_version
 from tests import kserve_server
-from tests.conftest import ROOT, TinyBackbone
+from tests.conftest import ROOT, TinyBackbone, to_serve
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 POOL = 40  # images that requests are made of
@@ -66,7 +66,7 @@ def model():
 @pytest.fixture(scope="module")
 def export(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("served")
-    write_saved_model(model, CLASSES, "stretch", directory, top_classes=2, batch_sizes=(1,))
+    write_version(to_serve(model, CLASSES, top_classes=2, batch_sizes=(1,)), directory)
     return directory
 
 

@@ -13,9 +13,11 @@ import tensorflow as tf
 from dynkhydra_tf import DenseNet, Hydra, ResNet, ResSep
 from dynkhydra_tf.data import preprocess
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.formats import saved_model
-from dynkhydra_tf.serving.formats.saved_model import write_saved_model
-from tests.conftest import coloured_images
+from dynkhydra_tf.serving.formats.saved_model import write_version
+from dynkhydra_tf.serving.served_model import BATCH_SIZES
+from tests.conftest import TinyBackbone, coloured_images, to_serve
 
 NAMES = ("apple", "Äpfel", "pear", "plum", "fig", "date")
 
@@ -25,7 +27,7 @@ def exported(trained, tmp_path_factory):
     """The trained model's SavedModel, with top-2 outputs."""
     directory = tmp_path_factory.mktemp("served") / "1"
     directory.mkdir()
-    assert write_saved_model(trained, NAMES, "stretch", directory, top_classes=2) < 1e-5
+    assert write_version(to_serve(trained, NAMES, top_classes=2), directory) < 1e-5
     return directory
 
 
@@ -217,7 +219,7 @@ def test_a_thousand_mutations_leave_the_process_well(exported, answer_natively):
 
 
 def test_float_images(trained, tmp_path, answer_natively):
-    write_saved_model(trained, NAMES, "stretch", tmp_path, input_dtype="float32")
+    write_version(to_serve(trained, NAMES, input_dtype="float32"), tmp_path)
     images, _ = coloured_images([0, 4])
     floats = images.astype(np.float32)
     requests = [("serving_default", {"images": floats}), ("serving_default", {"images": floats - 300})]
@@ -244,7 +246,7 @@ def test_branches_that_no_image_takes_are_not_run(make_hydra, fix_gate, batch, t
         directory = tmp_path / name
         directory.mkdir()
         try:
-            write_saved_model(model, NAMES, "stretch", directory)
+            write_version(to_serve(model, NAMES), directory)
         except UserError as error:
             assert "differs from the Keras model" in str(error)  # NaN in the reference answers
         return [answer["probabilities"] for answer in answer_natively(directory, requests)]
@@ -266,7 +268,7 @@ def test_weights_are_stored_once_and_the_graph_does_not_grow_with_nb(tmp_path):
         model = Hydra(ResNet(1, image_size=16), np.arange(24) % branches, top_k=2, branch_weight=0.0)
         directory = tmp_path / str(branches)
         directory.mkdir()
-        write_saved_model(model, [str(i) for i in range(24)], "stretch", directory, batch_sizes=[1])
+        write_version(to_serve(model, [str(i) for i in range(24)], batch_sizes=[1]), directory)
         weights = (directory / "variables" / "variables.data-00000-of-00001").stat().st_size
         assert weights <= 1.01 * 4 * model.count_params()
         sizes[branches] = (directory / "saved_model.pb").stat().st_size
@@ -284,7 +286,7 @@ def test_separable_and_dense_networks_are_served_with_onednn_and_without(
         if variable.path.split("/")[-1] in ("gamma", "beta", "moving_mean", "moving_variance"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
     (tmp_path / "1").mkdir()
-    assert write_saved_model(model, NAMES, "stretch", tmp_path / "1", batch_sizes=[1]) < 1e-4
+    assert write_version(to_serve(model, NAMES, batch_sizes=[1]), tmp_path / "1") < 1e-4
     images = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
     taus = np.linspace(0, 0.9, 7).astype(np.float32)
     requests = [("with_tau", {"images": images[:n], "tau": taus[:n]}) for n in (1, 2, 7)]
@@ -305,11 +307,7 @@ def test_warmup_requests_are_answered(exported, answer_natively):
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
-    wanted = {
-        (s, b)
-        for s in ("serving_default", "image_bytes", "with_tau", "gate")
-        for b in saved_model.BATCH_SIZES
-    }
+    wanted = {(s, b) for s in ("serving_default", "image_bytes", "with_tau", "gate") for b in BATCH_SIZES}
     assert {(signature, len(next(iter(inputs.values())))) for signature, inputs in requests} == wanted
     assert all(isinstance(answer, dict) for answer in answer_natively(exported, requests))
     assert (exported / "assets.extra" / "tf_serving_warmup_requests").stat().st_size < 200_000
@@ -317,7 +315,7 @@ def test_warmup_requests_are_answered(exported, answer_natively):
 
 def test_what_was_trained_in_bfloat16_is_served_in_float32(make_hydra, tmp_path):
     model = make_hydra(part_dtype="mixed_bfloat16", tau=0.2)
-    assert write_saved_model(model, NAMES, "pad", tmp_path) < 1e-5
+    assert write_version(to_serve(model, NAMES, "pad"), tmp_path) < 1e-5
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained, tmp_path, monkeypatch):
@@ -325,22 +323,7 @@ def test_an_export_that_answers_otherwise_is_refused(trained, tmp_path, monkeypa
     wrong[0]["outputs"]["probabilities"] = wrong[0]["outputs"]["probabilities"] + 1e-3
     monkeypatch.setattr(saved_model, "make_reference", lambda *arguments: wrong)
     with pytest.raises(UserError, match=r"differs from the Keras model by 0\.00"):
-        write_saved_model(trained, NAMES, "stretch", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"class_names": NAMES[:5]}, "class_names must be 6. Received: 5"),
-        ({"top_classes": 7}, "top_classes must be in 0..6"),
-        ({"tau": 1.0}, "tau must be in"),
-    ],
-)
-def test_bad_arguments(trained, tmp_path, settings, message):
-    settings = {"class_names": NAMES, **settings}
-    with pytest.raises(ValueError, match=message):
-        write_saved_model(trained, fit="stretch", directory=tmp_path, **settings)
-    assert list(tmp_path.iterdir()) == []
+        write_version(to_serve(trained, NAMES), tmp_path)
 
 
 def test_keras_opens_it_too(exported, trained):
@@ -349,3 +332,25 @@ def test_keras_opens_it_too(exported, trained):
     right = keras_answer(trained, images, trained.tau)
     np.testing.assert_allclose(served["probabilities"], right["probabilities"], atol=1e-5)
     assert json.loads((exported / "assets.extra" / "reference.json").read_text())["requests"]
+
+
+def test_a_plain_network_has_the_signatures_without_a_gate(batch, tmp_path, answer_natively):
+    keras.utils.set_random_seed(0)
+    model = Plain(TinyBackbone(), 6)
+    assert write_version(to_serve(model, NAMES, top_classes=2, batch_sizes=[1]), tmp_path) < 1e-5
+    images, _ = batch(np.zeros(3))
+    files = np.array([tf.io.encode_png(image).numpy() for image in images], object)
+    requests = [("serving_default", {"images": images}), ("image_bytes", {"image_bytes": files})]
+    refused = [("serving_default", {"images": images[0]}), ("with_tau", {}), ("gate", {"images": images})]
+    *answers, rank, with_tau, gate = answer_natively(tmp_path, requests + refused)
+    right = tf.nn.softmax(model(images)["logits"]).numpy()
+    for answer in answers:
+        assert set(answer) == {
+            *("probabilities", "class_id", "label"),
+            *("top_class_ids", "top_labels", "top_probabilities"),
+        }
+        np.testing.assert_allclose(answer["probabilities"], right, atol=1e-5)
+        assert [label.decode() for label in answer["label"]] == [NAMES[i] for i in right.argmax(axis=1)]
+    assert "images must be (B, 8, 8, 3)" in rank
+    for text in (with_tau, gate):
+        assert "signature must be one of ['image_bytes', 'serving_default']" in text

@@ -1,6 +1,7 @@
 """The earlier name of the command `python -m dynkhydra_tf.benchmark.latency`; it still works."""
 
-import runpy
+from dynkhydra_tf import cli
+from dynkhydra_tf.benchmark.latency import define_flags, main
 
 if __name__ == "__main__":
-    runpy.run_module("dynkhydra_tf.benchmark.latency", run_name="__main__", alter_sys=True)
+    cli.run(main, define_flags, positional="runs")

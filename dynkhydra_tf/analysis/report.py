@@ -1,6 +1,7 @@
 """The earlier name of the command `python -m dynkhydra_tf.paper.report`; it still works."""
 
-import runpy
+from dynkhydra_tf import cli
+from dynkhydra_tf.paper.report import define_flags, main
 
 if __name__ == "__main__":
-    runpy.run_module("dynkhydra_tf.paper.report", run_name="__main__", alter_sys=True)
+    cli.run(main, define_flags, positional="directories that hold runs")

@@ -4,15 +4,12 @@ The limit is stem + gater + lambda branches + combiner on the whole batch, with 
 alone, and the stem and the gater, are measured too: the differences say where the time goes.
 """
 
-import os
 import pathlib
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,34 +17,21 @@ from dynkhydra_tf.benchmark import runner, subjects
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import native
-from dynkhydra_tf.serving.formats import edge
+from dynkhydra_tf.serving.formats import FORMATS
+from dynkhydra_tf.serving.served_model import ServedModel
 from dynkhydra_tf.tables import table
 
 STEM, STEM_GATER = "stem", "stem, gater"
 
 
-Place = str | os.PathLike | tuple[str, str]
-
-
-def run_job(
-    models: dict[str, Place],
-    images: np.ndarray,
-    batch_sizes: Sequence[int],
-    threads: int,
-    seconds: float,
-    requests: int | None = None,
-    onednn: bool = False,
-) -> dict[str, Any]:
+def run_job(models, images, batch_sizes, threads, seconds, requests=None):
     """Runs `runner.py` on exports and returns its result; see there.
 
     Args:
         models: {name: directory, or (directory, signature)}; without one, serving_default.
         images: (n, S, S, 3) uint8.
-        batch_sizes: images in a request.
-        threads: of the server.
-        seconds: at least so long for each batch size.
-        requests: how many batches of each size; None for as many as 64 images make, at least 2.
-        onednn: whether TensorFlow answers with oneDNN.
+        batch_sizes: list of int. threads: int. seconds: float, for each batch size.
+        requests: int, how many batches of each size; None for as many as 64 images make, at least 2.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -62,18 +46,14 @@ def run_job(
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(
-            [sys.executable, runner.__file__, job, result],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(onednn))},
+            [sys.executable, runner.__file__, job, result], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
         return pickle.loads(result.read_bytes())
 
 
-def usual(active: Sequence[int]) -> int:
+def usual(active):
     """Which of some lambdas stands for real use: 2, or without it the first."""
     return 2 if 2 in active else active[0]
 
@@ -83,7 +63,7 @@ def _served(place):
     return str(path), signature
 
 
-def summarise(times: dict[str, list[list[float]]], reference: str) -> dict[str, dict[str, float]]:
+def summarise(times, reference):
     """Returns {name: {"ms", "low", "high", "over"}} of the times of one batch size.
 
     Args:
@@ -108,17 +88,7 @@ def summarise(times: dict[str, list[list[float]]], reference: str) -> dict[str, 
     }
 
 
-def against_limit(
-    folder: str | os.PathLike,
-    depth: int,
-    num_branches: int,
-    active: Sequence[int],
-    batch_sizes: Sequence[int],
-    threads: Sequence[int],
-    seconds: float,
-    onednn: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[dict]:
+def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, say=print):
     """Measures Hydra, its limit, HydraRes (K = 4), all branches and a mask, and plain networks.
 
     HydraRes has d = 6 where the Hydra has d = 3, and the plain network d = 27: what the paper needs for
@@ -127,9 +97,8 @@ def against_limit(
     Args:
         folder: where to export to.
         depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
-        batch_sizes: images in a request, each in turn. threads: of the server, each in turn.
-        seconds: at least so long for each batch size and number of threads.
-        onednn: whether TensorFlow answers with oneDNN.
+        batch_sizes, threads: lists of int.
+        seconds: float, for each batch size and number of threads.
         say: callable for each table's text.
 
     Returns:
@@ -169,7 +138,7 @@ def against_limit(
     expected = {f"hydra, lambda {first}": masked}
     reference, results = f"limit, lambda {first}", []
     for count in threads:
-        result = run_job(models, images, batch_sizes, count, seconds, onednn=onednn)
+        result = run_job(models, images, batch_sizes, count, seconds)
         for name, same in expected.items():
             answers = [result["answers"][which]["probabilities"] for which in (name, same)]
             error = np.abs(answers[0] - answers[1]).max()
@@ -200,16 +169,8 @@ def _shares(summary, count):
     return f"Of the time at lambda {count}: {shares}"
 
 
-def edge_runtimes(
-    folder: str | os.PathLike,
-    depth: int,
-    num_branches: int,
-    count: int,
-    batch_sizes: Sequence[int],
-    seconds: float,
-    say: Callable[[str], None] = print,
-) -> list[dict]:
-    """Measures LiteRT and ONNX Runtime, where they are installed, beside the SavedModel; one thread, in turn.
+def edge_runtimes(folder, depth, num_branches, count, batch_sizes, seconds, say=print):
+    """Measures all export formats whose packages are installed; one thread, in turn.
 
     Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does.
 
@@ -221,19 +182,20 @@ def edge_runtimes(
         say: callable for the table's text.
 
     Returns:
-        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the SavedModel).
+        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the first format).
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
     model = subjects.make_hydra(depth, num_branches)
     tau = subjects.tau_for(model, images, count)
-    subjects.export_hydra(model, folder / "edge", tau)
-    served = native.SavedModel(folder / "edge", threads=1)
-    answers = {f"SavedModel, lambda {count}": lambda batch: served.run({"images": batch})}
-    for format, convert in (("litert", edge.to_litert), ("onnx", edge.to_onnx)):
+    served = ServedModel("benchmark", model, subjects.class_names(model), "stretch", tau)
+    answers = {}
+    for name, format in FORMATS.items():
         try:
-            answers[f"{format}, lambda {count}"] = edge.load(convert(model, tau), format, threads=1)
+            format.check_installed()
+            format.convert(served, folder / name)
+            answers[f"{name}, lambda {count}"] = format.load(folder / name, threads=1)
         except UserError as missing:
-            say(f"Without {format}: {missing}")
+            say(f"Without {name}: {missing}")
     reference, results = next(iter(answers)), []
     for size in batch_sizes:
         batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
@@ -249,30 +211,21 @@ def edge_runtimes(
             rounds += 1
             end = end or time.perf_counter() + seconds
         results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference)})
-    served.close()
-    say(f"\nEdge runtimes, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
+    say(f"\nExport formats, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
     rows = [["", *(f"batch {size}" for size in batch_sizes)]]
     rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]
     say(table(rows))
     return results
 
 
-def growth(
-    folder: str | os.PathLike,
-    depths: Sequence[int],
-    branch_counts: Sequence[int],
-    seconds: float,
-    onednn: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[dict]:
+def growth(folder, depths, branch_counts, seconds, say=print):
     """Measures how time, memory, size and load time of the served graph grow with nb and d, at lambda 2.
 
     Args:
         folder: where to export to.
         depths: list of d, each with the first number of branches. branch_counts: list of nb, each with
             the first depth.
-        seconds: at least so long for each batch size.
-        onednn: whether TensorFlow answers with oneDNN.
+        seconds: float, for each batch size.
         say: callable for each table's text.
 
     Returns:
@@ -287,10 +240,10 @@ def growth(
         path = folder / f"d{depth}_nb{branches}"
         subjects.export_hydra(model, path, subjects.tau_for(model, images, 2))
         models[f"d={depth} nb={branches}"] = path
-    together = run_job(models, images, [1, 64], 1, seconds, onednn=onednn)
+    together = run_job(models, images, [1, 64], 1, seconds)
     results = []
     for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
-        alone = run_job({name: path}, images, [], 1, 0, onednn=onednn)
+        alone = run_job({name: path}, images, [], 1, 0)
         weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
         batches = {str(size): summarise(together["times_ms"][size], name)[name] for size in (1, 64)}
         results.append(

@@ -4,9 +4,6 @@ Every network is exported as it would be served, its batch normalisation folded 
 the differences are those of the method. B is the batch axis.
 """
 
-import os
-from collections.abc import Sequence
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -17,6 +14,7 @@ from dynkhydra_tf.folding import fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving.formats.saved_model import write_endpoints
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.signatures import signatures
 
@@ -24,7 +22,7 @@ NUM_CLASSES = 100
 TOP_K = 4
 
 
-def images(count: int, seed: int = 0) -> np.ndarray:
+def images(count, seed=0):
     """Returns random images (count, 32, 32, 3) uint8: colours and patches, for a gate to tell apart."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 4, 4, 3)).astype(np.float32)
@@ -32,7 +30,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def make_hydra(depth: int, num_branches: int, seed: int = 0) -> Hydra:
+def make_hydra(depth, num_branches, seed=0):
     """Returns a `Hydra` of random weights, 100 classes and K = 4 whose gate spreads as a trained one does.
 
     The gater's classifier is set so that its logits, over random images, are independent and normal; each
@@ -63,7 +61,12 @@ def make_hydra(depth: int, num_branches: int, seed: int = 0) -> Hydra:
     return model
 
 
-def tau_for(model: Hydra, batch: np.ndarray, active: float) -> float:
+def class_names(model):
+    """Returns names for a model's classes: their numbers."""
+    return [str(index) for index in range(model.num_classes)]
+
+
+def tau_for(model, batch, active):
     """Returns the tau at which the images of a batch run `active` branches on average (1 to K)."""
     gate = np.sort(model(batch)["gate"].numpy(), axis=1)[:, ::-1]
     further = np.sort(gate[:, 1:TOP_K].ravel())[::-1]  # the first branch always runs
@@ -76,23 +79,23 @@ def tau_for(model: Hydra, batch: np.ndarray, active: float) -> float:
 # === Exports ===
 
 
-def export_hydra(model: Hydra, path: str | os.PathLike, tau: float) -> None:
+def export_hydra(model, path, tau):
     """Exports a Hydra as `export.py` does."""
-    _export(_served(InferenceGraph(model), tau), path)
+    write_endpoints(_served(InferenceGraph(model), tau), path)
 
 
-def export_hydra_at(model: Hydra, path: str | os.PathLike, taus: Sequence[float]) -> dict[float, str]:
+def export_hydra_at(model, path, taus):
     """Exports a Hydra once, with a signature for each tau that answers as `export.py`'s serving_default does.
 
     Returns:
         {tau: name of its signature}.
     """
     graph, names = InferenceGraph(model), {tau: f"tau_{number}" for number, tau in enumerate(taus)}
-    _export({name: _served(graph, tau)["serving_default"] for tau, name in names.items()}, path)
+    write_endpoints({name: _served(graph, tau)["serving_default"] for tau, name in names.items()}, path)
     return names
 
 
-def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: bool = True) -> None:
+def export_static(model, path, active, gater=True):
     """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen.
 
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
@@ -109,77 +112,53 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
         combined = tf.add_n([branch(features) for branch in branches])
         return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gate}
 
-    _export({"serving_default": _on_images(static)}, path)
+    write_endpoints({"serving_default": _on_images(static)}, path)
 
 
-def export_masked(model: Hydra, path: str | os.PathLike, tau: float) -> None:
+def export_masked(model, path, tau):
     """Exports what runs every branch on the whole batch and masks: same answers as the Hydra."""
-    graph, branches = _folded(model, model.num_branches)
+    graph, (_, branches) = InferenceGraph(model), _folded(model, model.num_branches)
 
     def masked(batch):
-        gating = InferenceGraph.gating(_Parts(graph), batch, tau)
-        weights = combination_weights(gating.gate, gating.selected, graph.combine)
+        gating = graph.gating(batch, tau)
+        weights = combination_weights(gating.gate, gating.selected, model.combine)
         combined = tf.add_n(
             [branch(gating.features) * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
         )
-        return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gating.gate}
+        return {"probabilities": tf.nn.softmax(graph.model.combiner(combined)), "gate": gating.gate}
 
-    _export({"serving_default": _on_images(masked)}, path)
+    write_endpoints({"serving_default": _on_images(masked)}, path)
 
 
-def export_plain(depth: int, path: str | os.PathLike, seed: int = 0) -> None:
+def export_plain(depth, path, seed=0):
     """Exports the plain ResNet of 6 depth + 2 layers, of random weights."""
     keras.utils.set_random_seed(seed)
     export_network(Plain(ResNet(depth), NUM_CLASSES), path)
 
 
-def in_float32(model: Plain) -> Plain:
-    """Returns a copy of a `Plain` that computes in float32."""
-    copy = Plain.from_config({**model.get_config(), "part_dtype": "float32"})
-    copy.network.set_weights(model.network.get_weights())
-    return copy
-
-
-def export_network(model: Plain, path: str | os.PathLike) -> None:
+def export_network(model, path):
     """Exports a `Plain`: its probabilities, in float32."""
-    folded = in_float32(model)
-    fold(folded.network)
+    graph = InferenceGraph(model)
 
     def classify(batch):
-        return {"probabilities": tf.nn.softmax(folded(batch)["logits"])}
+        return {"probabilities": graph.answer(batch, None)["probabilities"]}
 
-    _export({"serving_default": _on_images(classify, model.backbone.input_shape)}, path)
+    write_endpoints({"serving_default": _on_images(classify, model.backbone.input_shape)}, path)
 
 
 def _served(graph, tau):
-    names = [str(index) for index in range(graph.model.num_classes)]
-    return signatures(graph, names, "stretch", tau)
+    return signatures(graph, class_names(graph.model), "stretch", tau)
 
 
 def _folded(model, count):
     """A folded copy of a Hydra's parts, and of its first `count` branches."""
     model = model.for_inference()
     branches = [model.branches.branch(index) for index in range(count)]
-    for part in (model.stem, model.gater, model.combiner, *branches):
+    for part in (*model.shared_parts, *branches):
         fold(part)
     return model, branches
-
-
-class _Parts:
-    """What `InferenceGraph.gating` looks at."""
-
-    def __init__(self, model):
-        self.model = model
 
 
 def _on_images(call, shape=(32, 32, 3)):
     spec = tf.TensorSpec((None, *shape), tf.uint8, name="images")
     return tf.function(lambda images: call(images), input_signature=[spec], autograph=False)
-
-
-def _export(endpoints, path):
-    archive = keras.export.ExportArchive()
-    for name, endpoint in endpoints.items():
-        endpoint.get_concrete_function()
-        archive.add_endpoint(name, endpoint)
-    archive.write_out(path, verbose=False)

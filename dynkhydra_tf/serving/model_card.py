@@ -1,45 +1,53 @@
 """The model card: what a served model is, in one page of Markdown."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 
-from dynkhydra_tf.costs import inference_flops
+from dynkhydra_tf.costs import inference_flops, inference_parameters
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving.calibration import Choice
 
 
-def model_card(name, model, partition, choice, costs, trained, tau_rows=(), tau_split=None):
-    """Returns the text of model_card.md.
+def hydra_card(
+    name: str,
+    model: Hydra,
+    partition: ClassPartition,
+    choice: Choice,
+    costs: Mapping[str, Mapping[str, int]],
+    trained: Mapping,
+    tau_rows: Sequence[Mapping] = (),
+    tau_split: str | None = None,
+) -> str:
+    """Returns the text of a Hydra's model_card.md.
 
     Args:
-        name: str, the model's name.
-        model: `Hydra`.
-        partition: `ClassPartition`.
-        choice: `calibration.Choice`, the served tau and why.
+        name: the model's name.
+        model: what is served.
+        partition: its classes by branch.
+        choice: the served tau and why.
         costs: `hydra_costs(model)`.
-        trained: dict of what the run's summary.json and flags say: dataset, fit (see `preprocess`), epochs,
-            seed, tau, and top1, top5, active_branches, gater_accuracy, versions or None.
+        trained: what the run's summary.json and settings say: dataset, fit (see `preprocess`), epochs, seed,
+            tau, and top1, top5, active_branches, gater_accuracy, versions or None.
         tau_rows: rows of `Evaluation.tau_table`; may be empty.
-        tau_split: str, the split that they were measured on.
+        tau_split: the split that they were measured on.
     """
-    flops, size = costs["flops"], model.backbone.input_shape[0]
-    parameters = sum(count for part, count in costs["parameters"].items() if part != "heads")
+    flops = costs["flops"]
     features = f" on features of {partition.extractor}" if partition.extractor else ""
     lines = [
-        f"# {name}",
-        "",
-        f"A DynK-Hydra classifier of {model.num_classes} classes for images of {size} x {size} pixels: "
+        *_head(name, "DynK-Hydra", model),
         f"{model.num_branches} branches, of which an image runs 1 to {model.top_k}.",
         "",
         f"- Threshold tau: {choice.tau:g}, {choice.reason}.",
-        f"- A picture of another size is made square as in training, by `{trained['fit']}`, and scaled.",
+        _picture(trained),
         f"- Combination of the projections: {model.combine}.",
-        f"- Backbone: {type(model.backbone).__name__}, {_settings(model.backbone.get_config())}.",
-        f"- Parameters: {parameters:,}. MFLOPs of an image: {inference_flops(flops, 1) / 1e6:.1f} with one "
-        f"branch, {flops['branch'] / 1e6:.1f} for each further one (stem {flops['stem'] / 1e6:.1f}, gater "
-        f"{flops['gater'] / 1e6:.1f}, combiner {flops['combiner'] / 1e6:.1f}).",
-        "",
-        "## Training",
-        "",
-        f"Data set {trained['dataset']}, {trained['epochs']} epochs, seed {trained['seed']}; classes "
-        f"clustered by {partition.strategy}{features}.",
+        _backbone(model),
+        f"- Parameters: {inference_parameters(costs['parameters']):,}. MFLOPs of an image: "
+        f"{inference_flops(flops, 1) / 1e6:.1f} with one branch, {flops['branch'] / 1e6:.1f} for each further"
+        f" one (stem {flops['stem'] / 1e6:.1f}, gater {flops['gater'] / 1e6:.1f}, combiner "
+        f"{flops['combiner'] / 1e6:.1f}).",
+        *_training(trained, f"; classes clustered by {partition.strategy}{features}"),
     ]
     if trained.get("top1") is not None:
         lines += [
@@ -49,8 +57,7 @@ def model_card(name, model, partition, choice, costs, trained, tau_rows=(), tau_
             f"{trained['active_branches']:.2f} (mean branches of an image), "
             f"{inference_flops(flops, trained['active_branches']) / 1e6:.1f} MFLOPs.",
         ]
-    if trained.get("versions"):
-        lines += ["", f"Versions: {_settings(trained['versions'])}."]
+    lines += _versions(trained)
     if tau_rows:
         lines += [
             "",
@@ -69,9 +76,65 @@ def model_card(name, model, partition, choice, costs, trained, tau_rows=(), tau_
             )
     lines += ["", "## Class clusters, one for each branch", ""]
     for index, names in enumerate(partition.clusters):
-        lines += textwrap.wrap(f"- {index}: {', '.join(names)}", 110, subsequent_indent="  ")
+        lines += _wrapped(f"- {index}: {', '.join(names)}")
     return "\n".join(lines) + "\n"
+
+
+def plain_card(
+    name: str, model: Plain, class_names: Sequence[str], costs: Mapping[str, int], trained: Mapping
+) -> str:
+    """Returns the text of a plain network's model_card.md.
+
+    Args:
+        name, trained: as for `hydra_card`.
+        model: what is served.
+        class_names: M str.
+        costs: `plain_costs` of it.
+    """
+    lines = [
+        *_head(name, "plain", model),
+        "every image runs the whole network.",
+        "",
+        _picture(trained),
+        _backbone(model),
+        f"- Parameters: {costs['parameters']:,}. MFLOPs of an image: {costs['flops'] / 1e6:.1f}.",
+        *_training(trained),
+    ]
+    if trained.get("top1") is not None:
+        lines += ["", f"On the test split: top-1 {trained['top1']:.2%}, top-5 {trained['top5']:.2%}."]
+    lines += [*_versions(trained), "", "## Classes", "", *_wrapped(", ".join(class_names))]
+    return "\n".join(lines) + "\n"
+
+
+def _head(name, kind, model):
+    size = model.backbone.input_shape[0]
+    return [
+        f"# {name}",
+        "",
+        f"A {kind} classifier of {model.num_classes} classes for images of {size} x {size} pixels:",
+    ]
+
+
+def _picture(trained):
+    return f"- A picture of another size is made square as in training, by `{trained['fit']}`, and scaled."
+
+
+def _backbone(model):
+    return f"- Backbone: {type(model.backbone).__name__}, {_settings(model.backbone.get_config())}."
+
+
+def _training(trained, more=""):
+    line = f"Data set {trained['dataset']}, {trained['epochs']} epochs, seed {trained['seed']}{more}."
+    return ["", "## Training", "", line]
+
+
+def _versions(trained):
+    return ["", f"Versions: {_settings(trained['versions'])}."] if trained.get("versions") else []
 
 
 def _settings(values):
     return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _wrapped(text):
+    return textwrap.wrap(text, 110, subsequent_indent="  ")

@@ -8,26 +8,37 @@ Axis letters: B batch, S side of an image.
 
 import base64
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.signatures import decode
 
 TOLERANCE = 1e-4  # another processor, another order of sums
 
 
-def make_reference(model, class_names, fit, tau, top_classes=0, input_dtype=np.uint8, seed=0):
+def make_reference(
+    model: Hydra | Plain,
+    class_names: Sequence[str],
+    fit: str,
+    tau: float | None,
+    top_classes: int = 0,
+    input_dtype: type = np.uint8,
+    seed: int = 0,
+) -> list[dict]:
     """Makes one or two requests for each signature and answers them with the Keras model.
 
     Args:
-        model: `Hydra`; its own tau is not used.
+        model: `Hydra` or `Plain`; its own tau is not used.
         class_names: M str.
         fit, top_classes: as for `signatures`.
-        tau: float, the served threshold.
+        tau: the served threshold; None for a plain network.
         input_dtype: numpy dtype of `images`.
-        seed: int, of the images.
+        seed: of the images.
 
     Returns:
         list of dicts signature, inputs, outputs; arrays as numpy arrays, strings as bytes objects.
@@ -36,9 +47,11 @@ def make_reference(model, class_names, fit, tau, top_classes=0, input_dtype=np.u
     size = model.backbone.input_shape[0]
 
     def answer(images, tau, signature):
-        out = model(images, tau=tau)
-        selected = out["selected"].numpy()
-        gate = {"gate": out["gate"].numpy(), "active_branches": selected.sum(axis=1, dtype=np.int32)}
+        out = model(images) if tau is None else model(images, tau=tau)
+        gate = {}
+        if tau is not None:
+            selected = out["selected"].numpy()
+            gate = {"gate": out["gate"].numpy(), "active_branches": selected.sum(axis=1, dtype=np.int32)}
         if signature == "gate":
             return {**gate, "selected": selected}
         probabilities = tf.nn.softmax(out["logits"]).numpy()
@@ -56,7 +69,10 @@ def make_reference(model, class_names, fit, tau, top_classes=0, input_dtype=np.u
         return outputs
 
     requests = []
-    for signature, batch in (("serving_default", 1), ("serving_default", 5), ("with_tau", 3), ("gate", 2)):
+    batches = [("serving_default", 1), ("serving_default", 5)]
+    if tau is not None:
+        batches += [("with_tau", 3), ("gate", 2)]
+    for signature, batch in batches:
         images = _pictures(rng, batch, size, size)
         inputs = {"images": images.astype(input_dtype)}
         if signature == "with_tau":

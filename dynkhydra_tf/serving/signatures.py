@@ -4,29 +4,39 @@
 |---|---|---|
 | serving_default | images (B,S,S,3) uint8 or float32, 0..255 | answer |
 | image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer |
-| with_tau | images, tau (B) float32 in [0, 1) | answer |
-| gate | images | gate, selected (B,N) bool, active_branches |
+| with_tau, of a Hydra | images, tau (B) float32 in [0, 1) | answer |
+| gate, of a Hydra | images | gate, selected (B,N) bool, active_branches |
 
-answer: probabilities (B,M) float32, class_id (B) int32, label (B) string, gate (B,N) float32,
-active_branches (B) int32; with top classes k also top_class_ids (B,k) int32, top_labels (B,k) string and
+answer: probabilities (B,M) float32, class_id (B) int32, label (B) string; of a Hydra also gate (B,N) float32
+and active_branches (B) int32; with top classes k also top_class_ids (B,k) int32, top_labels (B,k) string and
 top_probabilities (B,k) float32, best first. Every output has the batch axis, which TensorFlow Serving's
 batching needs. Axis letters: B batch, S side of an image, N branches (nb), M classes.
 """
+
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.preprocessing import preprocess
+from dynkhydra_tf.serving.graph import InferenceGraph, count_branches
 
 
-def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8):
+def signatures(
+    graph: InferenceGraph,
+    class_names: Sequence[str],
+    fit: str,
+    tau: float | None,
+    top_classes: int = 0,
+    input_dtype: tf.DType = tf.uint8,
+) -> dict[str, Callable]:
     """Makes the signatures of a model.
 
     Args:
         graph: `InferenceGraph`.
         class_names: M str.
         fit: how a picture becomes square, see `preprocess`.
-        tau: float in [0, 1), the threshold where the request gives none.
+        tau: float in [0, 1), the threshold where the request gives none; None for a plain network.
         top_classes: int, k of the top-k outputs; 0 for none.
         input_dtype: of `images`: tf.uint8 or tf.float32.
 
@@ -40,22 +50,16 @@ def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8
     pictures = tf.TensorSpec((None,), tf.string, name="image_bytes")
 
     # What the signatures share is traced once: the file holds each of these functions once.
-    checked = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None,), tf.float32)]
-    gating_of = concrete(graph.gating, *checked)
+    checked = [tf.TensorSpec((None, size, size, 3), tf.uint8)]
+    if graph.gated:
+        checked.append(tf.TensorSpec((None,), tf.float32))
+        gating_of = concrete(graph.gating, *checked)
 
-    def classify(images, tau):
-        gating = gating_of(images, tau)
-        probabilities = graph.classify(gating)
-        class_id = tf.argmax(probabilities, axis=1, output_type=tf.int32)
-        outputs = {
-            "probabilities": probabilities,
-            "class_id": class_id,
-            "label": tf.gather(labels, class_id),
-            "gate": gating.gate,
-            "active_branches": _count(gating.selected),
-        }
+    def classify(images, *tau):
+        outputs = graph.answer(images, gating_of(images, *tau) if graph.gated else None)
+        outputs["label"] = tf.gather(labels, outputs["class_id"])
         if top_classes:
-            best = tf.math.top_k(probabilities, top_classes)
+            best = tf.math.top_k(outputs["probabilities"], top_classes)
             outputs["top_class_ids"] = best.indices
             outputs["top_labels"] = tf.gather(labels, best.indices)
             outputs["top_probabilities"] = best.values
@@ -65,36 +69,36 @@ def signatures(graph, class_names, fit, tau, top_classes=0, input_dtype=tf.uint8
     prepared = concrete(lambda images: _checked_images(images, size, fit), images)
     decoded = concrete(lambda image_bytes: decode(image_bytes, size, fit), pictures)
 
-    def own_tau(images):
-        return tf.fill(tf.shape(images)[:1], tf.constant(tau, tf.float32))
+    def at_own_tau(images):
+        if not graph.gated:
+            return (images,)
+        return images, tf.fill(tf.shape(images)[:1], tf.constant(tau, tf.float32))
 
     def serving_default(images):
-        images = prepared(images)
-        return answer(images, own_tau(images))
+        return answer(*at_own_tau(prepared(images)))
 
     def image_bytes(image_bytes):
-        images = decoded(image_bytes)
-        return answer(images, own_tau(images))
+        return answer(*at_own_tau(decoded(image_bytes)))
 
     def with_tau(images, tau):
         images = prepared(images)
         return answer(images, _checked_tau(tau, images))
 
     def gate(images):
-        images = prepared(images)
-        gating = gating_of(images, own_tau(images))
+        gating = gating_of(*at_own_tau(prepared(images)))
         outputs = {"gate": gating.gate, "selected": gating.selected}
-        return {**outputs, "active_branches": _count(gating.selected)}
+        return {**outputs, "active_branches": count_branches(gating.selected)}
 
     def function(call, *inputs):
         return tf.function(call, input_signature=inputs, autograph=False)
 
-    return {
+    served = {
         "serving_default": function(serving_default, images),
         "image_bytes": function(image_bytes, pictures),
-        "with_tau": function(with_tau, images, thresholds),
-        "gate": function(gate, images),
     }
+    if graph.gated:
+        served |= {"with_tau": function(with_tau, images, thresholds), "gate": function(gate, images)}
+    return served
 
 
 def concrete(call, *inputs):
@@ -176,7 +180,3 @@ def _sizes(tensor, count):
     to look at the shape break on another rank, or are replaced by the declaration before they run.
     """
     return tf.unstack(tf.concat([tf.shape(tensor), [0] * count], axis=0)[:count], num=count)
-
-
-def _count(selected):
-    return tf.reduce_sum(tf.cast(selected, tf.int32), axis=1)

@@ -17,6 +17,7 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import native, reference
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
+from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.tables import table
 
 
@@ -65,7 +66,7 @@ def main(options):
         results = replay(requests, GrpcClient(options.grpc, options.model, options.timeout).predict)
     else:
         try:
-            with native.SavedModel(directory) as model:
+            with saved_model.open_version(directory) as model:
                 results = replay(requests, model.run)
         except native.ModelError as error:
             raise UserError(f"{directory} cannot be loaded: {error}") from error

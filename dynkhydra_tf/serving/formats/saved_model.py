@@ -1,91 +1,107 @@
-"""The SavedModel and the files of its version directory.
+"""The SavedModel, for TensorFlow Serving: the next version in the model's directory, DIR/N.
 
     saved_model.pb, variables/, fingerprint.pb
+    model_card.md
     assets.extra/tf_serving_warmup_requests   replayed by TensorFlow Serving before it answers
     assets.extra/reference.json               requests and the Keras model's answers, for `verify`
+    assets.extra/signatures.json              inputs and outputs, for who has no protobuf: see `native`
 
-M is the number of classes.
+Beside the versions lie the server's configuration files, see `server_files`.
 """
 
 import contextlib
 import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_json
-from dynkhydra_tf.serving import native
+from dynkhydra_tf.serving import native, versions
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.reference import TOLERANCE, difference, make_reference, to_json
-from dynkhydra_tf.serving.server_files import write_warmup
+from dynkhydra_tf.serving.served_model import ServedModel
+from dynkhydra_tf.serving.server_files import write_server_files, write_warmup
 from dynkhydra_tf.serving.signatures import signatures
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+FILE = "saved_model.pb"
+OPTIONS = ("top_classes", "input_dtype", "batch_sizes")
 
 
-def write_saved_model(
-    model,
-    class_names,
-    fit,
-    directory,
-    tau=None,
-    top_classes=0,
-    input_dtype="uint8",
-    batch_sizes=BATCH_SIZES,
-):
-    """Writes a trained model as a SavedModel that TensorFlow Serving loads, and checks what was written.
+def check_installed() -> None:
+    """Needs nothing more: all of it comes with this package."""
+
+
+def convert(served: ServedModel, directory: str | os.PathLike) -> str:
+    """Writes the next version and what lies beside it, see `formats`."""
+    served.check_options("saved_model", OPTIONS)
+    directory = pathlib.Path(directory)
+    with versions.new_version(directory) as version:
+        largest = write_version(served, version)
+        (version / "model_card.md").write_text(served.card, encoding="utf-8")
+        write_server_files(directory, served.name, served.batch_sizes)
+    return (
+        f"Written: {directory / str(versions.latest(directory))}; its answers through TensorFlow's C API are "
+        f"within {largest:.0e} of Keras's.\n"
+        "Beside it: models.config, batching_parameters.txt, monitoring.config; in it: model_card.md."
+    )
+
+
+def load(directory: str | os.PathLike, threads: int | None = None) -> Callable:
+    """Loads the latest version in TensorFlow's C API, see `formats`."""
+    number = versions.latest(directory)
+    if number is None:
+        raise UserError(f"{directory} cannot be loaded: it holds no version of a model")
+    try:
+        model = open_version(pathlib.Path(directory) / str(number), threads or 0)
+    except native.ModelError as error:
+        raise UserError(f"{directory} cannot be loaded: {error}") from error
+    return lambda images: model.run({"images": images})
+
+
+def open_version(path: str | os.PathLike, threads: int = 0) -> native.SavedModel:
+    """Loads a version in TensorFlow's C API, one of version 0.1 of this package too, without signatures.json.
+
+    Raises:
+        native.ModelError: it cannot be loaded.
+    """
+    path = pathlib.Path(path)
+    own = (path / native.SIGNATURES).exists() or not (path / FILE).exists()
+    return native.SavedModel(path, threads, signatures=None if own else read_signatures(path))
+
+
+def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
+    """Writes the files of a version, and checks what was written.
 
     The check replays the reference requests through TensorFlow's C API, the loader of TensorFlow
     Serving, and compares with the Keras model.
 
     Args:
-        model: `Hydra`; it stays as it is.
-        class_names: M str, in the order of the labels.
-        fit: how a picture becomes square, see `preprocess`.
+        served: what to write.
         directory: an empty directory; `versions.new_version` gives one.
-        tau: float in [0, 1), the threshold to serve with; None for the model's.
-        top_classes: int in 0..M, k of the top-k outputs; 0 for none.
-        input_dtype: "uint8" or "float32", of the input `images`.
-        batch_sizes: ints, the batch sizes to warm up.
 
     Returns:
-        float, the largest difference to the Keras model in any output.
+        The largest difference to the Keras model in any output.
 
     Raises:
-        ValueError: names that are not M, or top_classes or tau out of range.
         UserError: it could not be written, or does not answer as the Keras model does.
     """
-    tau = model.tau if tau is None else tau
-    if len(class_names) != model.num_classes:
-        raise ValueError(f"class_names must be {model.num_classes}. Received: {len(class_names)}")
-    if not 0 <= top_classes <= model.num_classes:
-        raise ValueError(
-            f"top_classes must be in 0..{model.num_classes}. Received: top_classes={top_classes}"
-        )
-    if not 0 <= tau < 1:
-        raise ValueError(f"tau must be in [0, 1). Received: tau={tau}")
-    endpoints = signatures(
-        InferenceGraph(model), class_names, fit, tau, top_classes, tf.as_dtype(input_dtype)
-    )
-    archive = keras.export.ExportArchive()
-    for name, endpoint in endpoints.items():
-        endpoint.get_concrete_function()
-        archive.add_endpoint(name, endpoint)  # no track(): it stores the weights twice
-    try:
-        with _quiet():
-            archive.write_out(directory, verbose=False)
-    except tf.errors.OpError as error:
-        raise UserError(f"The SavedModel could not be written: {error.message.splitlines()[0]}") from error
-    size = model.backbone.input_shape[0]
-    write_warmup(directory, size, tf.as_dtype(input_dtype), batch_sizes)
-    in_float32 = model.for_inference()  # as the graph is, whatever the model was trained in
-    reference = make_reference(in_float32, class_names, fit, tau, top_classes, np.dtype(input_dtype))
+    directory, dtype = pathlib.Path(directory), tf.as_dtype(served.input_dtype)
+    settings = served.class_names, served.fit, served.tau, served.top_classes
+    endpoints = signatures(InferenceGraph(served.model), *settings, dtype)
+    write_endpoints(endpoints, directory)
+    write_warmup(directory, served.image_size, dtype, served.batch_sizes, list(endpoints))
+    in_float32 = served.model.for_inference()  # as the graph is, whatever the model was trained in
+    reference = make_reference(in_float32, *settings, np.dtype(served.input_dtype))
     write_json(directory / "assets.extra" / "reference.json", to_json(reference))
     try:
-        with native.SavedModel(directory) as served:
-            answers = [served.run(request["inputs"], request["signature"]) for request in reference]
+        with native.SavedModel(directory) as model:
+            answers = [model.run(request["inputs"], request["signature"]) for request in reference]
     except native.ModelError as error:
         raise UserError(f"The exported model does not run: {error}") from error
     largest = max(
@@ -97,6 +113,49 @@ def write_saved_model(
             "nothing was exported"
         )
     return largest
+
+
+def write_endpoints(endpoints: Mapping[str, Callable], directory: str | os.PathLike) -> None:
+    """Writes `tf.function`s of one input signature each as a SavedModel, and its signatures.json.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    archive = keras.export.ExportArchive()
+    for name, endpoint in endpoints.items():
+        endpoint.get_concrete_function()
+        archive.add_endpoint(name, endpoint)  # no track(): it stores the weights twice
+    try:
+        with _quiet():
+            archive.write_out(directory, verbose=False)
+    except tf.errors.OpError as error:
+        raise UserError(f"The SavedModel could not be written: {error.message.splitlines()[0]}") from error
+    write_json(pathlib.Path(directory) / native.SIGNATURES, read_signatures(directory))
+
+
+def read_signatures(directory: str | os.PathLike) -> dict:
+    """Returns what signatures.json holds, from a SavedModel itself.
+
+    Returns:
+        {signature: {"inputs": {name: {"tensor", "dtype", "shape"}}, "outputs": the same}}: the tensor's name
+        in the graph, numpy's name of its dtype or "bytes", its sizes (-1: any) or None for any rank.
+    """
+    content = (pathlib.Path(directory) / FILE).read_bytes()
+    (graph,) = saved_model_pb2.SavedModel.FromString(content).meta_graphs
+
+    def specs(named):
+        return {name: spec(info) for name, info in sorted(named.items())}
+
+    def spec(info):
+        shape, dtype = tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype)
+        sizes = None if shape.rank is None else [-1 if size is None else size for size in shape]
+        return {"tensor": info.name, "dtype": "bytes" if dtype == tf.string else dtype.name, "shape": sizes}
+
+    return {
+        name: {"inputs": specs(signature.inputs), "outputs": specs(signature.outputs)}
+        for name, signature in sorted(graph.signature_def.items())
+        if not name.startswith("__")
+    }
 
 
 @contextlib.contextmanager

@@ -1,0 +1,86 @@
+"""What every export format converts: a trained model and how it is to be served. M: number of classes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving.server_files import check_name
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A trained model and how it is to be served.
+
+    The fields from top_classes on are for some formats only, see `formats`.
+
+    Attributes:
+        name: its name on a server.
+        model: `Hydra` or `Plain`; exporting leaves it as it is.
+        class_names: M str, in the order of the labels.
+        fit: how a picture becomes square, see `preprocess`.
+        tau: the threshold to serve with, in [0, 1); None for a plain network.
+        card: the text of model_card.md.
+        top_classes: int in 0..M, k of the top-k outputs; 0 for none.
+        input_dtype: "uint8" or "float32", of the input `images`.
+        batch_sizes: rising ints, the batch sizes to warm up and those that a server may batch requests to.
+        quantize: smaller weights, see `litert`; None for float32.
+
+    Raises:
+        UserError: a name or a number of top classes that cannot be served.
+        ValueError: names that are not M, or a tau out of range.
+    """
+
+    name: str
+    model: Hydra | Plain
+    class_names: Sequence[str]
+    fit: str
+    tau: float | None
+    card: str = ""
+    top_classes: int = 0
+    input_dtype: str = "uint8"
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    quantize: str | None = None
+
+    def __post_init__(self):
+        """Checks the fields."""
+        check_name(self.name)
+        classes = self.model.num_classes
+        if len(self.class_names) != classes:
+            raise ValueError(f"There must be {classes} class names. Received: {len(self.class_names)}")
+        if not 0 <= self.top_classes <= classes:
+            raise UserError(
+                f"top_classes must be in 0..{classes}, the number of classes. "
+                f"Received: top_classes={self.top_classes}"
+            )
+        gated = isinstance(self.model, Hydra)
+        if gated != (self.tau is not None) or (gated and not 0 <= self.tau < 1):
+            raise ValueError(
+                f"tau must be in [0, 1) for a Hydra, None for a plain network. Received: tau={self.tau}"
+            )
+
+    def check_options(self, format: str, taken: Sequence[str]) -> None:
+        """Checks that a format takes what is asked for.
+
+        Args:
+            format: its name.
+            taken: what it takes of the fields from top_classes on.
+
+        Raises:
+            UserError: it does not.
+        """
+        for option in ("top_classes", "input_dtype", "batch_sizes", "quantize"):
+            value = getattr(self, option)
+            if value != getattr(type(self), option) and option not in taken:
+                raise UserError(
+                    f"{format} does not take {option}, but {', '.join(taken) or 'no such option'}. "
+                    f"Received: {option}={value!r}"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """S, height and width of an image in pixels."""
+        return self.model.backbone.input_shape[0]

@@ -1,0 +1,35 @@
+import pytest
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.plain import Plain
+from tests.conftest import TinyBackbone, to_serve
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_names": "abcde"}, r"There must be 6 class names\. Received: 5"),
+        ({"top_classes": 7}, r"top_classes must be in 0\.\.6.*Received: top_classes=7"),
+        ({"tau": 1.0}, r"tau must be in \[0, 1\).*Received: tau=1.0"),
+        ({"tau": float("nan")}, "Received: tau=nan"),
+        ({"tau": None}, "Received: tau=None"),
+        ({"name": "a/b"}, "Received: name='a/b'"),
+    ],
+)
+def test_bad_settings(make_hydra, settings, message):
+    with pytest.raises(ValueError, match=message):
+        to_serve(make_hydra(), **settings)
+
+
+def test_a_plain_network_has_no_tau():
+    model = Plain(TinyBackbone(), 6)
+    assert to_serve(model).tau is None and to_serve(model).image_size == 8
+    with pytest.raises(ValueError, match=r"None for a plain network\. Received: tau=0\.1"):
+        to_serve(model, tau=0.1)
+
+
+def test_what_a_format_does_not_take_is_refused(make_hydra):
+    served = to_serve(make_hydra(), quantize="float16")
+    served.check_options("litert", ["quantize"])
+    with pytest.raises(UserError, match=r"onnx does not take quantize, but no such option\..*='float16'"):
+        served.check_options("onnx", [])
