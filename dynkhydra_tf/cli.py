@@ -27,7 +27,7 @@ def whole_numbers(texts, flag, least):
     return list(dict.fromkeys(numbers))
 
 
-def run(main, options, argv=None, positional=None, at_least=1):
+def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
     """Parses the flags and calls `main(options)`, or `main(options, rest)`; the way into every command.
 
     Args:
@@ -37,6 +37,7 @@ def run(main, options, argv=None, positional=None, at_least=1):
         positional: str, what the arguments that are no flags name, such as "photos": `main` gets them as
             a list of str, given before or after the flags. Default: there may be none.
         at_least: int, how many of these there must be, 0 or 1.
+        pass_on: bool, whether flags that are not the command's are among these, for another command.
 
     Raises:
         SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
@@ -51,7 +52,9 @@ def run(main, options, argv=None, positional=None, at_least=1):
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     values.set_gnu_getopt(positional is not None)  # else a flag after the first of them would be one of them
     try:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
+        rest = values(list(sys.argv if argv is None else argv), known_only=pass_on)[1:]
+        if pass_on and "--" in rest:  # what follows it is passed on, whatever it is called
+            rest.remove("--")
         if values.help:
             print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
             sys.exit(0)

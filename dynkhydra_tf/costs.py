@@ -6,23 +6,27 @@ FLOPs are 2 x the multiply-adds of convolutions and dense layers for one image, 
 tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner.
 """
 
+import dataclasses
+
+import keras
 import tensorflow as tf
-from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf import paper_numbers as paper
+from dynkhydra_tf.backbones import Backbone, make_backbone
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.model_parts import make_combiner, make_gater, make_plain
-from dynkhydra_tf.old_flags import define_training_flags, make_backbone
+from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.tables import table
 
 # Of the paper's data sets; to ask tensorflow-datasets would need the network.
 NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}
 
 
-def count_flops(layer, input_shape):
+def count_flops(layer: keras.Layer, input_shape: tuple[int, ...]) -> int:
     """Returns the FLOPs of a Keras layer or model for one example.
 
     Counted on the traced graph, so that any layer will do, whatever it is composed of.
@@ -50,7 +54,7 @@ def _flops(op):
     return 0
 
 
-def branched_costs(backbone, num_classes, num_branches):
+def branched_costs(backbone: Backbone, num_classes: int, num_branches: int) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
 
     Returns:
@@ -87,7 +91,7 @@ def _built(layer, input_shape):
     return layer, tuple(layer.compute_output_shape((None, *input_shape))[1:])
 
 
-def hydra_costs(model):
+def hydra_costs(model: keras.Model) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
     costs = branched_costs(model.backbone, model.num_classes, model.num_branches)
     if not model.heads:
@@ -95,17 +99,17 @@ def hydra_costs(model):
     return costs
 
 
-def inference_flops(flops, active_branches):
+def inference_flops(flops: dict[str, int], active_branches: float) -> float:
     """Returns the FLOPs of an image that runs `active_branches` branches (a mean, lambda, is fine)."""
     return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + flops["combiner"]
 
 
-def inference_parameters(parameters):
+def inference_parameters(parameters: dict[str, int]) -> int:
     """Returns the parameters of all parts but the heads."""
     return sum(parameters.values()) - parameters["heads"]
 
 
-def plain_costs(backbone, num_classes):
+def plain_costs(backbone: Backbone, num_classes: int) -> dict[str, int]:
     """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included."""
     network, _ = _built(make_plain(backbone, num_classes), backbone.input_shape)
     return {"flops": count_flops(network, backbone.input_shape), "parameters": network.count_params()}
@@ -114,47 +118,45 @@ def plain_costs(backbone, num_classes):
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command: those of training, and two more."""
-    define_training_flags(flag_values)
-    flags.DEFINE_integer(
-        "num_classes",
-        None,
-        f"M; default: the data set's, known for {', '.join(NUM_CLASSES)}.",
-        lower_bound=2,
-        flag_values=flag_values,
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command: those of training, and two more."""
+
+    training: Settings = dataclasses.field(default_factory=Settings)
+    num_classes: int | None = setting(
+        None, f"M; default: the data set's, known for {', '.join(NUM_CLASSES)}.", least=2
     )
-    text = "d, such as 1,2,3; default: all that the paper has."
-    flags.DEFINE_list("depths", [], text, flag_values=flag_values)
+    depths: tuple[int, ...] = setting((), "d, such as 1,2,3; default: all that the paper has.", least=1)
 
 
-def main(options):
+def main(options: Options) -> None:
     """Prints the costs of what the flags describe, at each depth."""
-    num_classes = options.num_classes or NUM_CLASSES.get(options.dataset)
+    data, network = options.training.data, options.training.network
+    num_classes = options.num_classes or NUM_CLASSES.get(data.dataset)
     if num_classes is None:
-        raise UserError(f"The classes of {options.dataset} are not known here; give --num_classes=M")
-    own_size = find_entry(options.dataset).image_size
-    image_size = options.image_size or own_size
-    as_paper = (num_classes, image_size) == (NUM_CLASSES.get(options.dataset), own_size)
-    results = paper.RESULTS.get((options.dataset, options.backbone), {}) if as_paper else {}
+        raise UserError(f"The classes of {data.dataset} are not known here; give --num_classes=M")
+    own_size = find_entry(data.dataset).image_size
+    image_size = data.image_size or own_size
+    as_paper = (num_classes, image_size) == (NUM_CLASSES.get(data.dataset), own_size)
+    results = paper.RESULTS.get((data.dataset, network.backbone), {}) if as_paper else {}
     branched, plain = {}, {}
-    depths = sorted(cli.whole_numbers(options.depths, "depths", 1))
-    for depth in depths or _paper_depths(results, options.system) or [options.depth]:
-        backbone = make_backbone(options, image_size, depth)
+    depths = sorted(options.depths) or _paper_depths(results, network.system) or [network.depth]
+    for depth in depths:
+        backbone = make_backbone(network, image_size, depth)
         plain[depth] = plain_costs(backbone, num_classes)
-        if options.system == "hydra":
-            branched[depth] = branched_costs(backbone, num_classes, options.num_branches)
+        if network.system == "hydra":
+            branched[depth] = branched_costs(backbone, num_classes, network.num_branches)
 
-    print(f"{options.backbone} on {options.dataset}: {num_classes} classes, {image_size}x{image_size} px")
+    print(f"{network.backbone} on {data.dataset}: {num_classes} classes, {image_size}x{image_size} px")
     if branched:
-        widths = f"ws={options.stem_width:g}, wb={options.branch_width:g}, wg={options.gater_width:g}"
-        print(f"nb={options.num_branches}, K={options.top_k}, {widths}")
+        widths = f"ws={network.stem_width:g}, wb={network.branch_width:g}, wg={network.gater_width:g}"
+        print(f"nb={network.num_branches}, K={network.top_k}, {widths}")
         print(f"\nParameters, thousands\n{table(_parameter_rows(branched, plain))}")
-        flop_rows = _flop_rows(branched, plain, options.top_k, options.num_branches)
+        flop_rows = _flop_rows(branched, plain, network.top_k, network.num_branches)
         print(f"\nMFLOPs for one image\n{table(flop_rows)}")
     else:
         print(f"\n{table(_plain_rows(plain))}")
-    if rows := _paper_rows(results, branched, plain, options.top_k):
+    if rows := _paper_rows(results, branched, plain, network.top_k):
         print(f"\nBeside the paper; -: it does not say, or it is lost with Table 1\n{table(rows, (0, 1))}")
 
 
@@ -231,4 +233,4 @@ def _beside(ours, papers, form):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)

@@ -11,7 +11,7 @@ PLAIN, HYDRARES, DYNK, HYDRARES_SP, DYNK_HYDRA = "plain", "HydraRes", "DynK", "H
 
 
 class Row(NamedTuple):
-    """One system at one depth.
+    """One method at one depth.
 
     Attributes:
         top1: percent, or None.
@@ -33,7 +33,7 @@ def _rows(depths, **columns):
 
 _TO_9 = (1, 2, 3, 4, 5, 6, 7, 9)
 
-# RESULTS[data set, backbone][system][depth] -> Row. On DenseNet the paper calls HydraRes Hydra-Dense.
+# RESULTS[data set, backbone][method][depth] -> Row. On DenseNet the paper calls HydraRes Hydra-Dense.
 RESULTS = {
     # Accuracy: Table 4. lambda: section "Numerical results". FLOPs: section "Discussion", which says
     # "around 74 %" and not which depth; Table 4 and our own counts say d=6 and d=3.
@@ -99,7 +99,7 @@ RESULTS = {
 # Section "Discussion": the largest plain ResNet on CIFAR-100. Its depth is lost; by our count d=27 has 761 M.
 LARGEST_RESNET = Row(top1=73.56, mflops=767)
 
-# Table 5: CIFAR-100, d=2. PARTITIONS[system][strategy] -> top-1.
+# Table 5: CIFAR-100, d=2. PARTITIONS[method][strategy] -> top-1.
 PARTITIONS = {
     HYDRARES: {"random": 70.34, "semantic": 70.19, "cluster_balance": 72.68},
     DYNK_HYDRA: {"random": 71.22, "semantic": 70.79, "cluster_balance": 72.84},

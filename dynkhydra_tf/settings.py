@@ -321,6 +321,11 @@ class Settings(Checked):
         return self.place.run_dir or os.path.join("runs", re.sub(r"[^\w.-]+", "_", name))
 
 
+def length_text(epochs: int, schedule: str) -> str:
+    """Returns how long a training is, as tables and figures say it: "12 epochs, cosine"."""
+    return f"{epochs} epoch{'s' * (epochs != 1)}, {schedule}"
+
+
 def by_role(settings: Settings, *roles: Role) -> dict[str, object]:
     """The values of the settings that have one of these roles, by name."""
     wanted = {field.name for field in leaves(type(settings)) if field.metadata["setting"].role in roles}

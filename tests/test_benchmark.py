@@ -15,7 +15,7 @@ def benchmark(run_command):
         def main(options):
             command.main(options, [])
 
-        return run_command(main, command.define_flags, *arguments)
+        return run_command(main, command.Options, *arguments)
 
     return run
 
@@ -33,10 +33,10 @@ def test_comparison_names_what_lies_outside_both_spreads():
         numbers = {"ms": ms, "low": low, "high": high, "over": 1.0}
         return {"inference": [{"threads": 1, "batch_size": 8, "subjects": {"hydra": numbers}}]}
 
-    assert "SLOWER" in command.compare(run(1.0, 1.1, 1.2), run(1.3, 1.4, 1.5))
-    assert "faster" in command.compare(run(1.3, 1.4, 1.5), run(1.0, 1.1, 1.2))
-    assert "None of 1 times" in command.compare(run(1.0, 1.1, 1.2), run(1.1, 1.3, 1.5))
-    assert "Nothing was measured in both" in command.compare({}, run(1.1, 1.3, 1.5))
+    assert "SLOWER" in command.slower_or_faster(run(1.0, 1.1, 1.2), run(1.3, 1.4, 1.5))
+    assert "faster" in command.slower_or_faster(run(1.3, 1.4, 1.5), run(1.0, 1.1, 1.2))
+    assert "None of 1 times" in command.slower_or_faster(run(1.0, 1.1, 1.2), run(1.1, 1.3, 1.5))
+    assert "Nothing was measured in both" in command.slower_or_faster({}, run(1.1, 1.3, 1.5))
 
 
 def test_the_gate_spreads_and_tau_sets_lambda():
@@ -98,7 +98,7 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     assert results["input"]["images_per_s"] > 0 and results["input"]["times_the_model"] > 0
     # Every section is compared: against a hundredth of its times, all is slower.
     older = json.loads((tmp_path / "benchmark.json").read_text(), object_hook=_hundredth)
-    text = command.compare(older, results)
+    text = command.slower_or_faster(older, results)
     for section in command.SECTIONS:
         assert f"\n{section}, " in text
 
@@ -106,9 +106,10 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--active=0"], "--active must be whole numbers from 1 to 4"),
-        (["--active=5"], "--active must be whole numbers from 1 to 4"),
-        (["--threads=two"], "--threads must be whole numbers of at least 1. Received: two"),
+        (["--active=0"], "active must be numbers in [1, 4]. Received: 0"),
+        (["--active=5"], "active must be numbers in [1, 4]. Received: 5"),
+        (["--threads=two"], "--threads=two: it must be whole numbers"),
+        (["--threads="], "threads must name at least one number. Received: none"),
         (["--compare=nowhere.json"], "--compare=nowhere.json cannot be read"),
         (["--output_dir=/proc/x"], "Cannot write to /proc"),
     ],
@@ -126,7 +127,7 @@ def test_other_json(benchmark, capsys, tmp_path, content):
 
 
 def test_unknown_section(run_command, capsys):
-    assert run_command(lambda options: command.main(options, ["speed"]), command.define_flags) == 2
+    assert run_command(lambda options: command.main(options, ["speed"]), command.Options) == 2
     assert "There are the sections inference, edge, growth, training, input" in capsys.readouterr().err
 
 

@@ -52,7 +52,7 @@ def command(run_command):
         # The test's own command line: runs first, then flags.
         runs = [argument for argument in arguments if not argument.startswith("--")]
         options = [argument for argument in arguments if argument.startswith("--")]
-        return run_command(lambda values: latency.main(values, runs), latency.define_flags, *options)
+        return run_command(lambda values: latency.main(values, runs), latency.Options, *options)
 
     return run
 
@@ -63,7 +63,7 @@ def command(run_command):
 def test_runs_are_named_and_taken_once(make_run):
     a, b, c = make_run("x/a"), make_run("y/a"), make_run("c")
     runs = latency.open_runs([a, b, c, c + os.sep])
-    assert [run.name for run in runs] == [a, b, "c"]
+    assert list(runs) == [a, b, "c"]
 
 
 def test_a_default_that_is_written_out_is_no_other_data_set(make_run):
@@ -74,7 +74,7 @@ def test_a_default_that_is_written_out_is_no_other_data_set(make_run):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--dataset=cifar100", "Received: name=digits in .*a, name=cifar100 in .*b"),
+        ("--dataset=cifar100", "Received: dataset=digits in .*a, dataset=cifar100 in .*b"),
         ("--image_size=48", "Received: image_size=32 in .*a, image_size=48 in .*b"),
         ("--fit=crop", "fit=crop in .*b"),
     ],
@@ -88,7 +88,7 @@ def test_other_test_images(make_run, option, message):
 
 
 def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydra, digits):
-    (run,) = latency.open_runs([make_run("run", model=hydra)])
+    (run,) = latency.open_runs([make_run("run", model=hydra)]).values()
     row = {"tau": 0.3, "active_branches": 1.5, "top1": 0.25, "top5": 0.5, "flops": 7}
     written = {"model": str(run.path / "model.keras"), "dataset": "digits", "split": "test"}
     written |= {"tau_table": [row, row | {"tau": 0.5}]}
@@ -103,13 +103,13 @@ def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydr
     fresh = rows(split="train")
     assert fresh[0]["flops"] > 1e6 and 1 <= fresh[0]["active_branches"] <= 2
     assert rows(tau_table=[]) == fresh
-    assert latency._evaluated(run, digits) != {}
+    assert run.results_on("digits", "test") != {}
     rows(model=str(run.path / "flags.cfg"))
-    assert latency._evaluated(run, digits) == {}
+    assert run.results_on("digits", "test") == {}
     rows()
     later = path.stat().st_mtime + 10
     os.utime(run.path / "model.keras", (later, later))
-    assert latency._evaluated(run, digits) == {}
+    assert run.results_on("digits", "test") == {}
 
 
 # === Time ===
@@ -173,7 +173,7 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
         (["nowhere"], [], "Cannot read the flags of a run from nowhere/flags.cfg"),
         (["no_model"], [], "no_model/model.keras is not there; a run has one after its last epoch"),
         (["a"], [], "a/model.keras cannot be loaded as a Keras model"),
-        (["a"], ["--taus=1"], "--taus must be numbers in [0, 1), separated by commas. Received: 1"),
+        (["a"], ["--taus=1"], "taus must be numbers in [0, 1). Received: 1"),
         (["a"], ["--batch_size=0"], "batch_size"),
         (["a"], ["--output_dir=/proc/x"], "Cannot write to /proc"),
     ],

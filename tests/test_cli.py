@@ -82,3 +82,18 @@ def test_positional_arguments(capsys):
         run("--count=3")
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith("error: There are no photos: ")
+
+
+def test_flags_of_another_command_are_passed_on_in_their_order(capsys):
+    def run(*arguments):
+        cli.run(
+            lambda options, rest: print(options.count, rest),
+            Options,
+            ["command", *arguments],
+            positional="flags",
+            at_least=0,
+            pass_on=True,
+        )
+
+    run("--speed=2", "--count=3", "--near", "home", "--nofar", "--", "--count=5", "--")
+    assert capsys.readouterr().out == "3 ['--speed=2', '--near', 'home', '--nofar', '--count=5', '--']\n"

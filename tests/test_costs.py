@@ -8,7 +8,6 @@ from dynkhydra_tf.backbones import DenseNet, ResNet, ResSep
 from dynkhydra_tf.costs import (
     branched_costs,
     count_flops,
-    define_flags,
     hydra_costs,
     inference_flops,
     inference_parameters,
@@ -120,7 +119,7 @@ def command(run_command, capsys):
     """Returns a function that runs the command: its exit status, its lines of numbers, its text."""
 
     def run(*arguments):
-        status = run_command(costs.main, define_flags, *arguments)
+        status = run_command(costs.main, costs.Options, *arguments)
         printed = capsys.readouterr()
         text = printed.out + printed.err
         return status, [line.split() for line in text.splitlines() if line[:1].isdigit()], text
@@ -177,8 +176,8 @@ def test_depths_of_the_paper():
     ("arguments", "message"),
     [
         (["--dataset=tfds:beans"], "The classes of tfds:beans are not known here; give --num_classes=M"),
-        (["--depths=0,1"], "--depths must be whole numbers from 1 on. Received: 0,1"),
-        (["--depths=two"], "Received: two"),
+        (["--depths=0,1"], "depths must be numbers at least 1. Received: 0,1"),
+        (["--depths=two"], "whole numbers"),
         (["--backbone=vgg"], "vgg"),
     ],
 )

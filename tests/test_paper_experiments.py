@@ -2,10 +2,10 @@ import pytest
 
 from dynkhydra_tf.costs import NUM_CLASSES
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.paper.experiments import TABLES, Experiment, System, experiments
+from dynkhydra_tf.paper.experiments import TABLES, Experiment, Series, experiments
 from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN, Row
 
-# What makes each system, DESIGN.md section 3: (a threshold, a loss of each branch).
+# What makes each method, DESIGN.md section 3: (a threshold, a loss of each branch).
 MADE_OF = {
     HYDRARES: (False, False),
     DYNK: (True, False),
@@ -15,15 +15,16 @@ MADE_OF = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_each_experiment_is_the_system_that_it_says(table):
+def test_each_experiment_is_the_method_that_it_says(table):
     names = set()
     for experiment in experiments(table):
-        values, system = experiment.flags(), experiment.system
-        assert values.depth == experiment.depth
-        assert values.dataset in NUM_CLASSES
-        assert (values.system == "plain") == (system.system == PLAIN)
-        if system.system != PLAIN:
-            assert (values.tau > 0, values.branch_weight > 0) == MADE_OF[system.system]
+        settings, method = experiment.settings(), experiment.series.method
+        network = settings.network
+        assert network.depth == experiment.depth
+        assert settings.data.dataset in NUM_CLASSES
+        assert (network.system == "plain") == (method == PLAIN)
+        if method != PLAIN:
+            assert (network.tau > 0, network.branch_weight > 0) == MADE_OF[method]
         names.add(experiment.name)
     assert len(names) == len(experiments(table))
 
@@ -37,25 +38,26 @@ def test_tables_share_runs():
 
 
 def test_names_and_flags_by_hand():
-    random = next(each for each in experiments("5", [1]) if each.system.variant == "random")
+    random = next(each for each in experiments("5", [1]) if each.series.variant == "random")
     assert random.name == "cifar100_hydrares-random-d1"
     assert random.arguments == [
         "--flagfile=configs/cifar100_hydrares.cfg",
         "--partition=random",
         "--depth=1",
     ]
-    values = random.flags("--epochs=3")
-    assert (values.partition, values.tau, values.num_branches, values.epochs) == ("random", 0.0, 20, 3)
+    settings = random.settings("--epochs=3")
+    assert (settings.partition.partition, settings.optimisation.epochs) == ("random", 3)
+    assert (settings.network.tau, settings.network.num_branches) == (0.0, 20)
 
 
-def _paper(table, system, depth, variant=""):
+def _paper(table, method, depth, variant=""):
     experiment = next(
         each
         for each in experiments(table, [depth])
-        if (each.system.system, each.system.variant) == (system, variant)
+        if (each.series.method, each.series.variant) == (method, variant)
     )
-    values = experiment.flags()
-    return experiment.paper_row(values.dataset, values.backbone)
+    settings = experiment.settings()
+    return experiment.paper_row(settings.data.dataset, settings.network.backbone)
 
 
 def test_papers_numbers_by_hand():
@@ -71,11 +73,11 @@ def test_papers_numbers_by_hand():
 
 
 def test_wrong_flags_and_places_are_one_error(monkeypatch, tmp_path):
-    experiment = Experiment(System("cifar100", DYNK_HYDRA, (1,)), 1)
+    experiment = Experiment(Series("cifar100", DYNK_HYDRA, (1,)), 1)
     with pytest.raises(UserError, match=r"cifar100-d1: .*epochs"):
-        experiment.flags("--epochs=many")
+        experiment.settings("--epochs=many")
     with pytest.raises(UserError, match=r"begin with --\. Received: epochs=2"):
-        experiment.flags("epochs=2")
+        experiment.settings("epochs=2")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="root of the repository"):
-        experiment.flags()
+        experiment.settings()

@@ -3,7 +3,7 @@ import html.parser
 
 import pytest
 
-from dynkhydra_tf.paper.page import Cells, Code, Fold, Heading, Paragraph, Picture, to_html, to_markdown
+from dynkhydra_tf.paper.page import Fold, Grid, Part, Picture, Section, to_html, to_markdown
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
@@ -11,16 +11,14 @@ PNG = base64.b64decode(
 
 
 @pytest.fixture
-def blocks(tmp_path):
+def content(tmp_path):
     (tmp_path / "runs").mkdir()
     picture = tmp_path / "runs" / "a b.png"
     picture.write_bytes(PNG)
-    return [
-        Heading(1, "A <b> & c"),
-        Paragraph("x < y"),
-        Cells([["name", "n"], ["a|b <i>", "1"]], (0,)),
-        Fold("more", [Picture(picture, 'a "caption"'), Code("--flag=<x>\n")]),
-    ]
+    shown = Picture(picture, 'a "caption"')
+    table = Grid([["name", "n"], ["a|b <i>", "1"], ["x" * 41, "2"]], (0,))
+    first = Section("S & T", parts=[Part("part", grid=table), Part(text="after it", picture=shown)])
+    return "A <b> & c", "x < y", [first, Section("R", folds=[Fold("more", [shown], "--flag=<x>\n")])]
 
 
 class Reader(html.parser.HTMLParser):
@@ -28,13 +26,15 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.text, self.images = [], [], []
+        self.open, self.text, self.images, self.cells = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         if tag == "img":
             self.images.append(dict(attrs))
+        if tag in ("td", "th"):
+            self.cells.append(dict(attrs).get("class"))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -43,26 +43,26 @@ class Reader(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_html_is_whole_escaped_and_needs_no_other_file(blocks):
-    reader = Reader()
-    reader.feed(to_html(blocks))
+def test_html_is_whole_escaped_and_needs_no_other_file(content):
+    reader, text = Reader(), to_html(*content)
+    reader.feed(text)
     assert reader.open == []
-    for text in ("A <b> & c", "x < y", "a|b <i>", "--flag=<x>\n", "more"):
-        assert text in reader.text
-    (image,) = reader.images
-    assert image["alt"] == 'a "caption"'
-    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == PNG
+    for expected in ("A <b> & c", "x < y", "S & T", "part", "a|b <i>", "after it", "--flag=<x>\n", "more"):
+        assert expected in reader.text
+    assert reader.text.count("A <b> & c") == 2  # the page's title, and the window's
+    assert reader.cells == ["text", None, "text", None, "text long", None]
+    assert len(reader.images) == 2
+    for image in reader.images:
+        assert image["alt"] == 'a "caption"'
+        assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == PNG
+    assert text.startswith("<!doctype html>\n") and text.endswith("</html>\n")
 
 
-def test_markdown_links_pictures_from_where_it_lies(blocks, tmp_path):
-    text = to_markdown(blocks, tmp_path / "docs")
+def test_markdown_links_pictures_from_where_it_lies(content, tmp_path):
+    title, first, (tables, folds) = content
+    text = to_markdown(title, first, [tables, folds], tmp_path / "docs")
     assert text.startswith(
-        "# A <b> & c\n\nx < y\n\n| name | n |\n| --- | ---: |\n| a\\|b <i> | 1 |\n\n**more**"
+        "# A <b> & c\n\nx < y\n\n## S & T\n\n### part\n\n| name | n |\n| --- | ---: |\n| a\\|b <i> | 1 |\n"
     )
-    assert '![a "caption"](../runs/a%20b.png)' in text
+    assert '\n\nafter it\n\n![a "caption"](../runs/a%20b.png)\n\n*a "caption"*\n\n## R\n\n**more**' in text
     assert text.endswith("```\n--flag=<x>\n```\n")
-
-
-def test_what_is_no_block_is_an_error():
-    with pytest.raises(TypeError, match="no block like 'text'"):
-        to_html([Heading(1, "title"), "text"])

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from dynkhydra_tf import cli
-from dynkhydra_tf.old_flags import to_flagfile
+from dynkhydra_tf.flags import to_flagfile
 from dynkhydra_tf.paper import report, tradeoff
 from dynkhydra_tf.paper.experiments import experiments
 
@@ -19,9 +19,10 @@ def make_run(tmp_path):
         experiment = next(each for each in experiments(table, [depth]) if each.name == name)
         path = tmp_path / place / name
         path.mkdir(parents=True)
-        (path / "flags.cfg").write_text(to_flagfile(experiment.flags(*flags)))
+        (path / "flags.cfg").write_text(to_flagfile(experiment.settings(*flags)))
         summary = {"top1": top1, "active_branches": 2.0, "seconds_per_epoch": 9.0, "seed": 0}
         summary |= {"flops": {"total": 1.5e8}, "parameters": {"total": 2.5e6}, "versions": {"keras": "3"}}
+        summary["machine"] = {"processor": "Xeon", "cores": 2}
         (path / "summary.json").write_text(json.dumps(summary))
         return path
 
@@ -36,7 +37,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         status = None
         try:
-            cli.run(report.main, report.define_flags, ["report", *map(str, arguments)], "directories")
+            cli.run(report.main, report.Options, ["report", *map(str, arguments)], "directories")
         except SystemExit as leaving:
             status = leaving.code
         return status, capsys.readouterr()
@@ -50,32 +51,33 @@ def test_only_tables_that_have_runs_each_schedule_by_itself(make_run, command, t
     make_run("cifar100_plain-d27", "1", 27, top1=0.7)
     make_run("cifar100-d8", "4", 8, *SHORT, top1=0.62)  # a depth that the paper has not
     make_run("food101-d1", "6", 1, *SHORT, "--num_branches=7", place="more", top1=0.33)  # of no table
+    make_run("cifar100-d3", "4", 3, "--epochs=3", *SHORT[1:], "--num_branches=5", place="more", top1=0.44)
     page = tmp_path / "out" / "report.html"
     page.parent.mkdir()
     status, printed = command(tmp_path / "runs", tmp_path / "more", tmp_path, f"--output={page}")
     assert status is None
-    assert "5 runs" in printed.out  # each once
+    assert "6 runs" in printed.out  # each once
     text = page.with_suffix(".md").read_text()
     short, long = text.split("## Results: ")[1:]
-    assert short.startswith("12 epochs")
-    for heading in (
-        "Table 1",
-        "Table 4",
-        "Table 5",
-        "Beyond the paper",
-        "Accuracy over compute",
-        "Other runs",
-    ):
+    long, own = long.split("## The runs")[0].split("## Your own runs")
+    assert short.startswith("12 epochs, cosine\n\nTrained with shift 4, cutout 16, batch size 128, ")
+    assert long.startswith("190 epochs, piecewise\n")
+    for heading in ("Table 1", "Table 4", "Table 5", "Beyond the paper", "Accuracy over compute"):
         assert f"### {heading}" in short
     assert "Table 2" not in text and "Table 3" not in text
-    assert "| cifar100 | DynK-Hydra | 2 | 61.00 | 72.84 | -11.84 |" in short
-    assert "| cifar100 | DynK-Hydra, random | 2 | 57.00 | 71.22 | -14.22 |" in short
-    assert "| cifar100 | DynK-Hydra | 8 | 62.00 | - | - |" in short
-    assert "| food101-d1 | food101 | 1 | 7 | 4 | 33.00 | 2.00 | 150.0 |" in short
-    assert "| cifar100 | plain | 27 | 70.00 | 73.56 | -3.56 |" in long
-    assert "| DynK-Hydra |" not in long.split("## The runs")[0]
+    assert "Ours: 12 epochs, cosine, on Xeon, 2 cores. The paper's: 190 epochs." in short
+    assert "Ours: 190 epochs, piecewise, on Xeon, 2 cores. The paper's: 190 epochs." in long
+    assert "| cifar100 | DynK-Hydra | 2 | 12 | 190 | 61.00 | 72.84 | -11.84 |" in short
+    assert "| cifar100 | DynK-Hydra, random | 2 | 12 | 190 | 57.00 | 71.22 | -14.22 |" in short
+    assert "| cifar100 | DynK-Hydra | 8 | 12 | 190 | 62.00 | - | - |" in short
+    assert "| cifar100 | plain | 27 | 190 | 190 | 70.00 | 73.56 | -3.56 |" in long
+    assert "| DynK-Hydra |" not in long
+    # Runs of no table stand together, whatever their epochs.
+    assert "| food101-d1 | food101 | 1 | 7 | 4 | 12 | cosine | 33.00 | 2.00 | 150.0 |" in own
+    assert "| cifar100-d3 | cifar100 | 3 | 5 | 4 | 3 | cosine | 44.00 | 2.00 | 150.0 |" in own
+    assert "## Results: 3 epochs" not in text
     html = page.read_text()
-    assert html.count("<details>") == 5
+    assert html.count("<details>") == 6
     assert "data:image/png;base64," in html
 
 
@@ -84,7 +86,10 @@ def test_pictures_of_a_run_are_shown(make_run, command, tmp_path):
     (run / "evaluation").mkdir()
     (run / "evaluation" / "confusion.png").write_bytes(b"png")
     assert command(tmp_path, f"--output={tmp_path / 'report.html'}")[0] is None
-    assert "(runs/cifar100-d2/evaluation/confusion.png)" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "(runs/cifar100-d2/evaluation/confusion.png)" in text
+    assert "**cifar100-d2: top-1 50.00%, seed 0, 190 epochs, piecewise, 9 s an epoch**" in text
+    assert "| keras 3 | Xeon, 2 cores | cifar100-d2 |" in text
 
 
 @pytest.mark.parametrize(

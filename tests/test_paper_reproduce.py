@@ -12,14 +12,15 @@ import pytest
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.paper import experiments, report, reproduce
-from dynkhydra_tf.paper.experiments import System, Table
+from dynkhydra_tf.paper.experiments import Series, Table
 from dynkhydra_tf.paper_numbers import DYNK_HYDRA, PLAIN
 from tests.conftest import ROOT
 
 # In the place of train.py: notes its call, fails for depth 2 while "broken" is there, leaves a run's files.
 TRAIN = """
 import json, pathlib, sys
-flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
+flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:] if "=" in flag)
+pathlib.Path("configs/arguments").write_text(" ".join(sys.argv[1:]))
 path = pathlib.Path(flags["run_dir"])
 with open("calls", "a") as file: file.write(path.name + "\\n")
 path.mkdir(parents=True, exist_ok=True)
@@ -41,9 +42,9 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "configs" / "branched.cfg").write_text("--dataset=digits\n--num_branches=5\n")
     shutil.copy(ROOT / "configs" / "short.cfg", tmp_path / "configs")
     (tmp_path / "train.py").write_text(TRAIN)
-    table = Table("Table T: tiny", [System("tiny", PLAIN, (1, 2))])
+    table = Table("Table T: tiny", [Series("tiny", PLAIN, (1, 2))])
     monkeypatch.setitem(experiments.TABLES, "T", table)
-    monkeypatch.setitem(experiments.TABLES, "H", Table("Table H", [System("branched", DYNK_HYDRA, (1,))]))
+    monkeypatch.setitem(experiments.TABLES, "H", Table("Table H", [Series("branched", DYNK_HYDRA, (1,))]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,7 +56,14 @@ def command(capsys):
     def run(*arguments):
         status = None
         try:
-            cli.run(reproduce.main, reproduce.define_flags, ["reproduce", *arguments], "flags", at_least=0)
+            cli.run(
+                reproduce.main,
+                reproduce.Options,
+                ["reproduce", *arguments],
+                "flags",
+                at_least=0,
+                pass_on=True,
+            )
         except SystemExit as leaving:
             status = leaving.code
         return status, *capsys.readouterr()
@@ -75,7 +83,8 @@ def test_runs_are_made_once_and_stand_in_the_table(here, command):
     ]  # a whole table first
     text = (here / "runs" / "tableT.md").read_text()
     assert text in out
-    assert "| digits | plain | 1 | 2 | 55.00 ± 7.07 |" in text
+    assert "| digits | plain | 1 | 190 | 190 | 2 | 55.00 ± 7.07 |" in text
+    assert "\n\nOurs: 190 epochs, piecewise. The paper's: 190 epochs.\n\n" in text
     assert (here / "runs" / "tableT.csv").read_text().count("\n") == 3
     assert (here / "runs" / "tableT.png").stat().st_size > 1000
     assert command("--table=T", "--seeds=0,1", "--runs_dir=runs")[0] is None
@@ -87,7 +96,7 @@ def test_a_failed_run_is_passed_over_named_and_made_up_for(here, command):
     status, out, err = command("--table=T", "--seeds=0,1", "--runs_dir=runs")
     assert status == 2
     assert "2 of 4 runs failed. tiny-d2-seed0: exit status 1 (error: no more memory)" in err
-    assert "| digits | plain | 1 | 2 | 55.00" in out
+    assert "| digits | plain | 1 | 190 | 190 | 2 | 55.00" in out
     (here / "broken").unlink()
     status, out, _ = command("--table=T", "--seeds=0,1", "--runs_dir=runs")
     assert status is None
@@ -120,11 +129,20 @@ def test_dry_run_prints_what_is_left_and_writes_nothing(here, command):
 
 
 def test_fewer_epochs_take_the_short_schedule(here, command):
-    _, out, _ = command("--table=T", "--depths=1", "--epochs=12", "--dry_run", "--", "--batch_size=64")
-    assert "--depth=1 --flagfile=configs/short.cfg --epochs=12 --seed=0 --batch_size=64 --run_dir=" in out
+    _, out, _ = command("--table=T", "--depths=1", "--epochs=12", "--dry_run")
+    assert "--depth=1 --flagfile=configs/short.cfg --epochs=12 --seed=0 --run_dir=" in out
     _, out, _ = command("--table=T", "--depths=1", "--epochs=400", "--dry_run")
     assert "short.cfg" not in out
     assert "--epochs=400" in out
+
+
+@pytest.mark.parametrize("separator", [[], ["--"]])
+def test_flags_of_training_follow(here, command, separator):
+    given = ["--table=T", "--depths=1", *separator, "--feature_extractor=pixels", "--mixed_precision"]
+    _, out, _ = command(*given, *([] if separator else ["--dry_run"]))
+    if separator:  # all that follows "--" is train.py's
+        out = (here / "configs" / "arguments").read_text()
+    assert "--seed=0 --feature_extractor=pixels --mixed_precision --run_dir=" in out
 
 
 @pytest.mark.parametrize(
@@ -132,16 +150,18 @@ def test_fewer_epochs_take_the_short_schedule(here, command):
     [
         ([], "--table must be of 1, 2, .* Received: none"),
         (["--table=9"], "--table must be of .* Received: 9"),
-        (["--table=T", "--depths=0"], "--depths must be whole numbers from 1 on. Received: 0"),
-        (["--table=T", "--seeds=x"], "--seeds must be whole numbers from 0 on. Received: x"),
+        (["--table=T", "--depths=0"], "depths must be numbers at least 1. Received: 0"),
+        (["--table=T", "--seeds=x"], "--seeds=x: it must be whole numbers"),
+        (["--table=T", "--seeds="], "--seeds must be whole numbers. Received: none"),
         (
             ["--table=T", "--datasets=food101"],
             "Table T has the data sets digits. Received: --datasets=food101",
         ),
         (["--table=T", "--", "--epochs=none"], "tiny-d1: .*epochs"),
+        (["--table=T", "--colour=red"], "tiny-d1: Unknown command line flag 'colour'"),
         (
-            ["--table=T", "--", "--depth=4"],
-            "--depth is of the table and cannot follow --. Received: --depth=4",
+            ["--table=T", "--depth=4"],
+            "--depth is of the table and cannot be given. Received: --depth=4",
         ),
         (["--table=T", "stray"], "begin with --. Received: stray"),
     ],
@@ -171,9 +191,9 @@ def test_ctrl_c_ends_the_training_first(here):
     )
     script = (
         "from dynkhydra_tf import cli\nfrom dynkhydra_tf.paper import experiments, reproduce\n"
-        "from dynkhydra_tf.paper.experiments import System, Table\n"
-        "experiments.TABLES['T'] = Table('T', [System('tiny', 'plain', (1,))])\n"
-        "cli.run(reproduce.main, reproduce.define_flags, positional='flags', at_least=0)\n"
+        "from dynkhydra_tf.paper.experiments import Series, Table\n"
+        "experiments.TABLES['T'] = Table('T', [Series('tiny', 'plain', (1,))])\n"
+        "cli.run(reproduce.main, reproduce.Options, positional='flags', at_least=0)\n"
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         for name in ("started", "saved"):
@@ -202,8 +222,8 @@ def test_real_runs_and_their_report(tmp_path, monkeypatch, command, capsys):
     table = Table(
         "Table D: digits",
         [
-            System("digits", DYNK_HYDRA, (1,), "", ("--num_branches=2",)),
-            System("digits", PLAIN, (1,), "", ("--system=plain",)),
+            Series("digits", DYNK_HYDRA, (1,), "", ("--num_branches=2",)),
+            Series("digits", PLAIN, (1,), "", ("--system=plain",)),
         ],
         by_tau=True,
     )
@@ -220,7 +240,7 @@ def test_real_runs_and_their_report(tmp_path, monkeypatch, command, capsys):
     # The report of these runs, and that nothing is run again.
     assert "finished" in command("--table=D", "--epochs=1", f"--runs_dir={runs}", "--dry_run")[1]
     page = tmp_path / "report.html"
-    cli.run(report.main, report.define_flags, ["report", str(runs), f"--output={page}"], "directories")
+    cli.run(report.main, report.Options, ["report", str(runs), f"--output={page}"], "directories")
     text = page.read_text()
     for expected in (
         "Table D: digits",

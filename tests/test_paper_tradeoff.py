@@ -33,6 +33,7 @@ def test_our_count_is_the_configs_network():
 def test_picture_has_a_panel_for_each_data_set_and_a_line_for_each_variant(drawn, tmp_path):
     def row(dataset, variant, depth, mflops, top1):
         row = {"dataset": dataset, "backbone": "resnet", "system": DYNK_HYDRA, "variant": variant}
+        row |= {"epochs": 1, "epochs_paper": 190, "schedule": "cosine", "machine": None}
         return row | {"depth": depth, "mflops": mflops, "top1": top1}
 
     rows = [
@@ -47,7 +48,7 @@ def test_picture_has_a_panel_for_each_data_set_and_a_line_for_each_variant(drawn
     digits, mine = figure.axes
     assert [line.get_label() for line in digits.get_lines()] == ["DynK-Hydra", "DynK-Hydra, gate weighted"]
     assert digits.get_lines()[0].get_xydata().tolist() == [[20, 90], [40, 91]]  # by depth
-    assert mine.get_title() == "mine, resnet"
+    assert mine.get_title() == "mine, resnet\nOurs: 1 epoch, cosine. The paper's: 190 epochs."
     low, high = mine.get_xlim()
     assert low < 30 < high < 100  # a neighbourhood, not the whole axis
     assert (tmp_path / "picture.png").stat().st_size > 1000

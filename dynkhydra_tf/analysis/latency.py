@@ -1,7 +1,6 @@
 """The earlier name of the command `python -m dynkhydra_tf.benchmark.latency`; it still works."""
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.benchmark.latency import define_flags, main
+import runpy
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="runs")
+    runpy.run_module("dynkhydra_tf.benchmark.latency", run_name="__main__", alter_sys=True)

@@ -1,7 +1,6 @@
 """The earlier name of the command `python -m dynkhydra_tf.paper.reproduce`; it still works."""
 
-from dynkhydra_tf import cli
-from dynkhydra_tf.paper.reproduce import define_flags, main
+import runpy
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="flags of train.py after --", at_least=0)
+    runpy.run_module("dynkhydra_tf.paper.reproduce", run_name="__main__", alter_sys=True)

@@ -9,64 +9,70 @@ compared is measured in one run, in turn, after a warm-up; times are medians. --
 slower than in an older file, in any section, by more than the spread of both.
 """
 
+import dataclasses
 import json
-import os
 import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
-import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
-
-# isort: split
 import numpy as np
 import threadpoolctl
-from absl import flags
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.benchmark import inference, training
 from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_json
 from dynkhydra_tf.tables import table
 
 SECTIONS = ("inference", "edge", "growth", "training", "input")
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, name, default, text, **kwargs):
-        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
+    depth: int = setting(3, "d of the network in inference.", least=1)
+    num_branches: int = setting(20, "nb of the network in inference.", least=4)
+    active: tuple[int, ...] = setting(
+        (1, 2, 4), "lambda: how many branches an image runs, 1 to 4.", least=1, most=4
+    )
+    batch_sizes: tuple[int, ...] = setting((1, 8, 64), "Images in a request.", least=1)
+    threads: tuple[int, ...] = setting((1, 2), "Threads of the server.", least=1)
+    growth_depths: tuple[int, ...] = setting(
+        (3, 1, 5), "d of the networks in growth; the first with each nb.", least=1
+    )
+    growth_branches: tuple[int, ...] = setting(
+        (20, 10, 50, 100), "nb in growth; the first with each d.", least=1
+    )
+    training_depths: tuple[int, ...] = setting((1, 3), "d in training; the first with each nb.", least=1)
+    training_branches: tuple[int, ...] = setting(
+        (20, 10, 50), "nb in training; the first with each d.", least=1
+    )
+    training_batch_size: int = setting(128, "Images in a training step.", least=1)
+    training_steps: int = setting(6, "Training steps of each kind.", least=1)
+    seconds: float = setting(10.0, "At least so long for each comparison.", least=0)
+    onednn: bool = setting(False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
+    output_dir: str = setting("benchmark_results", "Where benchmark.json goes.", path=True)
+    compare: str | None = setting(None, "An older benchmark.json.", path=True)
 
-    whole, numbers = flags.DEFINE_integer, flags.DEFINE_list
-    define(whole, "depth", 3, "d of the network in inference.", lower_bound=1)
-    define(whole, "num_branches", 20, "nb of the network in inference.", lower_bound=4)
-    define(numbers, "active", ["1", "2", "4"], "lambda: how many branches an image runs, 1 to 4.")
-    define(numbers, "batch_sizes", ["1", "8", "64"], "Images in a request.")
-    define(numbers, "threads", ["1", "2"], "Threads of the server.")
-    define(numbers, "growth_depths", ["3", "1", "5"], "d of the networks in growth; the first with each nb.")
-    define(numbers, "growth_branches", ["20", "10", "50", "100"], "nb in growth; the first with each d.")
-    define(numbers, "training_depths", ["1", "3"], "d in training; the first with each nb.")
-    define(numbers, "training_branches", ["20", "10", "50"], "nb in training; the first with each d.")
-    define(whole, "training_batch_size", 128, "Images in a training step.", lower_bound=1)
-    define(whole, "training_steps", 6, "Training steps of each kind.", lower_bound=1)
-    define(flags.DEFINE_float, "seconds", 10.0, "At least so long for each comparison.", lower_bound=0.0)
-    define(flags.DEFINE_bool, "onednn", False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
-    define(flags.DEFINE_string, "output_dir", "benchmark_results", "Where benchmark.json goes.")
-    define(flags.DEFINE_string, "compare", None, "An older benchmark.json.")
+    def check(self) -> None:
+        """Checks that no list is empty."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == ():
+                raise UserError(f"{field.name} must name at least one number. Received: none")
 
 
-def main(options, sections):
+def main(options: Options, sections: Sequence[str]) -> None:
     """Runs the sections named, or all."""
     unknown = [section for section in sections if section not in SECTIONS]
     if unknown:
         raise UserError(f"There are the sections {', '.join(SECTIONS)}. Received: {' '.join(unknown)}")
     sections = sections or SECTIONS
-    active = _numbers(options.active, "active", most=4)
-    batch_sizes, threads = _numbers(options.batch_sizes, "batch_sizes"), _numbers(options.threads, "threads")
-    growth = [_numbers(options[name].value, name) for name in ("growth_depths", "growth_branches")]
-    sizes = [_numbers(options[name].value, name) for name in ("training_depths", "training_branches")]
+    active, batch_sizes = options.active, options.batch_sizes
     older = _read(options.compare) if options.compare else None
     check_writable(options.output_dir, "output_dir")
 
@@ -79,38 +85,41 @@ def main(options, sections):
     network, usual = (options.depth, options.num_branches), inference.usual(active)
     with tempfile.TemporaryDirectory() as folder:
         measure = {
-            "inference": lambda: inference.compare(
-                folder, *network, active, batch_sizes, threads, options.seconds
+            "inference": lambda: inference.against_limit(
+                folder, *network, active, batch_sizes, options.threads, options.seconds, options.onednn
             ),
             "edge": lambda: inference.edge_runtimes(folder, *network, usual, batch_sizes, options.seconds),
-            "growth": lambda: inference.growth(folder, *growth, options.seconds),
-            "training": lambda: training.training(
-                *sizes, options.training_batch_size, options.training_steps
+            "growth": lambda: inference.growth(
+                folder, options.growth_depths, options.growth_branches, options.seconds, options.onednn
+            ),
+            "training": lambda: training.training_steps(
+                options.training_depths,
+                options.training_branches,
+                options.training_batch_size,
+                options.training_steps,
             ),
             "input": lambda: training.input_pipeline(
                 options.training_batch_size, 200, next(iter(results.get("training", [])), None)
             ),
         }
         for section in filter(sections.__contains__, SECTIONS):
-            # For the processes that it starts; training always has oneDNN.
-            os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn or section == "training"))
             start = time.perf_counter()
             results[section] = measure[section]()
             results["minutes"][section] = (time.perf_counter() - start) / 60
     path = pathlib.Path(options.output_dir) / "benchmark.json"
     write_json(path, results)
     if "inference" in results:
-        for count in threads:
+        for count in options.threads:
             rows = [row for row in results["inference"] if row["threads"] == count]
             figures.save_inference_times(rows, path.with_name(f"inference_{count}.png"))
     written = ", ".join(str(file) for file in sorted(path.parent.glob("*.*")))
     took = ", ".join(f"{section} {minutes:.1f}" for section, minutes in results["minutes"].items())
     print(f"\nMinutes: {took}\nWritten: {written}")
     if older:
-        print("\n" + compare(older, results))
+        print("\n" + slower_or_faster(older, results))
 
 
-def compare(older, newer):
+def slower_or_faster(older: dict, newer: dict) -> str:
     """Returns what became slower or faster, beyond the quartiles of both, as text.
 
     Args:
@@ -149,7 +158,7 @@ def _timings(results):
     return found
 
 
-def machine_limits(size=2048, turns=7):
+def machine_limits(size: int = 2048, turns: int = 7) -> dict[str, float]:
     """Returns what the machine can do at best: GFLOP/s of a float32 matrix product, GB/s of a copy."""
     rng = np.random.default_rng(0)
     left, right = (rng.random((size, size), np.float32) for _ in range(2))
@@ -172,17 +181,6 @@ def machine_limits(size=2048, turns=7):
     }
 
 
-def _numbers(texts, name, most=None):
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1 or (most and max(numbers) > most):
-        limit = f"from 1 to {most}" if most else "of at least 1"
-        raise UserError(f"--{name} must be whole numbers {limit}. Received: {','.join(texts)}")
-    return numbers
-
-
 def _read(path):
     try:
         results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -197,4 +195,4 @@ def _read(path):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="sections", at_least=0)
+    cli.run(main, Options, positional="sections", at_least=0)

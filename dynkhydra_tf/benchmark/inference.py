@@ -4,12 +4,15 @@ The limit is stem + gater + lambda branches + combiner on the whole batch, with 
 alone, and the stem and the gater, are measured too: the differences say where the time goes.
 """
 
+import os
 import pathlib
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +27,28 @@ from dynkhydra_tf.tables import table
 STEM, STEM_GATER = "stem", "stem, gater"
 
 
-def run_job(models, images, batch_sizes, threads, seconds, requests=None):
+Place = str | os.PathLike | tuple[str, str]
+
+
+def run_job(
+    models: dict[str, Place],
+    images: np.ndarray,
+    batch_sizes: Sequence[int],
+    threads: int,
+    seconds: float,
+    requests: int | None = None,
+    onednn: bool = False,
+) -> dict[str, Any]:
     """Runs `runner.py` on exports and returns its result; see there.
 
     Args:
         models: {name: directory, or (directory, signature)}; without one, serving_default.
         images: (n, S, S, 3) uint8.
-        batch_sizes: list of int. threads: int. seconds: float, for each batch size.
-        requests: int, how many batches of each size; None for as many as 64 images make, at least 2.
+        batch_sizes: images in a request.
+        threads: of the server.
+        seconds: at least so long for each batch size.
+        requests: how many batches of each size; None for as many as 64 images make, at least 2.
+        onednn: whether TensorFlow answers with oneDNN.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -46,14 +63,18 @@ def run_job(models, images, batch_sizes, threads, seconds, requests=None):
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(
-            [sys.executable, runner.__file__, job, result], capture_output=True, text=True, check=False
+            [sys.executable, runner.__file__, job, result],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(onednn))},
         )
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
         return pickle.loads(result.read_bytes())
 
 
-def usual(active):
+def usual(active: Sequence[int]) -> int:
     """Which of some lambdas stands for real use: 2, or without it the first."""
     return 2 if 2 in active else active[0]
 
@@ -63,7 +84,7 @@ def _served(place):
     return str(path), signature
 
 
-def summarise(times, reference):
+def summarise(times: dict[str, list[list[float]]], reference: str) -> dict[str, dict[str, float]]:
     """Returns {name: {"ms", "low", "high", "over"}} of the times of one batch size.
 
     Args:
@@ -88,7 +109,17 @@ def summarise(times, reference):
     }
 
 
-def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, say=print):
+def against_limit(
+    folder: str | os.PathLike,
+    depth: int,
+    num_branches: int,
+    active: Sequence[int],
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    onednn: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
     """Measures Hydra, its limit, HydraRes (K = 4), all branches and a mask, and plain networks.
 
     HydraRes has d = 6 where the Hydra has d = 3, and the plain network d = 27: what the paper needs for
@@ -97,8 +128,9 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
     Args:
         folder: where to export to.
         depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
-        batch_sizes, threads: lists of int.
-        seconds: float, for each batch size and number of threads.
+        batch_sizes: images in a request, each in turn. threads: of the server, each in turn.
+        seconds: at least so long for each batch size and number of threads.
+        onednn: whether TensorFlow answers with oneDNN.
         say: callable for each table's text.
 
     Returns:
@@ -138,7 +170,7 @@ def compare(folder, depth, num_branches, active, batch_sizes, threads, seconds, 
     expected = {f"hydra, lambda {first}": masked}
     reference, results = f"limit, lambda {first}", []
     for count in threads:
-        result = run_job(models, images, batch_sizes, count, seconds)
+        result = run_job(models, images, batch_sizes, count, seconds, onednn=onednn)
         for name, same in expected.items():
             answers = [result["answers"][which]["probabilities"] for which in (name, same)]
             error = np.abs(answers[0] - answers[1]).max()
@@ -169,7 +201,15 @@ def _shares(summary, count):
     return f"Of the time at lambda {count}: {shares}"
 
 
-def edge_runtimes(folder, depth, num_branches, count, batch_sizes, seconds, say=print):
+def edge_runtimes(
+    folder: str | os.PathLike,
+    depth: int,
+    num_branches: int,
+    count: int,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
     """Measures all export formats whose packages are installed; one thread, in turn.
 
     Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does.
@@ -218,14 +258,22 @@ def edge_runtimes(folder, depth, num_branches, count, batch_sizes, seconds, say=
     return results
 
 
-def growth(folder, depths, branch_counts, seconds, say=print):
+def growth(
+    folder: str | os.PathLike,
+    depths: Sequence[int],
+    branch_counts: Sequence[int],
+    seconds: float,
+    onednn: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
     """Measures how time, memory, size and load time of the served graph grow with nb and d, at lambda 2.
 
     Args:
         folder: where to export to.
         depths: list of d, each with the first number of branches. branch_counts: list of nb, each with
             the first depth.
-        seconds: float, for each batch size.
+        seconds: at least so long for each batch size.
+        onednn: whether TensorFlow answers with oneDNN.
         say: callable for each table's text.
 
     Returns:
@@ -240,10 +288,10 @@ def growth(folder, depths, branch_counts, seconds, say=print):
         path = folder / f"d{depth}_nb{branches}"
         subjects.export_hydra(model, path, subjects.tau_for(model, images, 2))
         models[f"d={depth} nb={branches}"] = path
-    together = run_job(models, images, [1, 64], 1, seconds)
+    together = run_job(models, images, [1, 64], 1, seconds, onednn=onednn)
     results = []
     for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
-        alone = run_job({name: path}, images, [], 1, 0)
+        alone = run_job({name: path}, images, [], 1, 0, onednn=onednn)
         weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
         batches = {str(size): summarise(together["times_ms"][size], name)[name] for size in (1, 64)}
         results.append(

@@ -10,100 +10,87 @@ network without these; both have their batch normalisation folded. Writes latenc
 latency.png into --output_dir. B is the batch axis; images are (B, S, S, 3) uint8.
 """
 
-import json
+import dataclasses
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
-
-# isort: split
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.benchmark.inference import run_job, summarise
 from dynkhydra_tf.benchmark.subjects import export_hydra_at, export_network
 from dynkhydra_tf.costs import hydra_costs, plain_costs
-from dynkhydra_tf.data import evaluation_batches, find_entry, load_data
+from dynkhydra_tf.data import ImageData, evaluation_batches, find_entry, open_data
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import check_images, evaluate, evaluate_plain, load_network, read_taus
+from dynkhydra_tf.evaluation import evaluate, evaluate_plain
+from dynkhydra_tf.fields import Checked, changed, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
-from dynkhydra_tf.old_flags import data_settings, read_flags
+from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.runs import EvaluationFile, FinishedRun
 from dynkhydra_tf.serving.reference import TOLERANCE
+from dynkhydra_tf.settings import DataSettings, length_text
 from dynkhydra_tf.tables import number, table
 
 IMAGES = 256  # timed at batch 1; their mean lambda is within about 3 % of the split's
 
 
-class Run(NamedTuple):
-    """A run directory and its training flags.
-
-    Attributes:
-        name: str, its last part, or all of it where two runs share that.
-        path: `pathlib.Path`.
-        flags: `absl.flags.FlagValues`.
-    """
-
-    name: str
-    path: pathlib.Path
-    flags: flags.FlagValues
-
-    @property
-    def images(self):
-        """What tells its test split from others, as a dict of flags, defaults filled in."""
-        entry, settings = find_entry(self.flags.dataset), data_settings(self.flags)
-        keys = ("name", "image_size", "fit", "test_fraction")
-        chosen = {key: settings[key] or getattr(entry, key, None) for key in keys}
-        folder = settings["data_dir"] if self.flags.dataset == "folder" else None
-        return chosen | {"data_dir": folder and os.path.realpath(os.path.expanduser(folder))}
-
-
-def open_runs(paths):
-    """Reads the flags of runs, each path once.
-
-    Args:
-        paths: list of str.
+def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
+    """Opens runs, each path once.
 
     Returns:
-        list of `Run`.
+        The runs by their names, or by their paths where two runs have one name.
 
     Raises:
-        UserError: a directory without flags.cfg, or runs of different data sets.
+        UserError: a directory without a run, or runs of different test images.
     """
-    paths = list({os.path.realpath(path): path for path in map(os.path.expanduser, paths)}.items())
-    names = [os.path.basename(real) for real, _ in paths]
-    runs = []
-    for name, (_, path) in zip(names, paths, strict=True):
-        path = pathlib.Path(path)
-        runs.append(Run(name if names.count(name) == 1 else str(path), path, read_flags(path / "flags.cfg")))
+    paths = {os.path.realpath(path): path for path in map(os.path.expanduser, paths)}.values()
+    runs = [FinishedRun.open(path) for path in paths]
+    names = [run.name for run in runs]
+    first = runs[0]
     for run in runs[1:]:
-        for key, value in run.images.items():
-            if value != runs[0].images[key]:
+        of_first = image_source(first.settings.data)
+        for key, value in image_source(run.settings.data).items():
+            if value != of_first[key]:
                 raise UserError(
                     "All runs must have the same test images. Received: "
-                    f"{key}={runs[0].images[key]} in {runs[0].path}, {key}={value} in {run.path}"
+                    f"{key}={of_first[key]} in {first.path}, {key}={value} in {run.path}"
                 )
-    return runs
+    return {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
+
+
+def image_source(data: DataSettings) -> dict[str, str | int | float | None]:
+    """Returns what tells a test split from others, defaults filled in."""
+    entry = find_entry(data.dataset)
+    return {
+        "dataset": data.dataset,
+        "image_size": data.image_size or entry.image_size,
+        "fit": data.fit or entry.fit,
+        "test_fraction": data.test_fraction,
+        "data_dir": data.data_dir and os.path.realpath(data.data_dir) if data.dataset == "folder" else None,
+    }
 
 
 # === Accuracy ===
 
 
-def accuracy_rows(run, model, data, taus):
-    """Returns what a network does on the test split; from RUN/evaluation/evaluation.json where it is there.
+def accuracy_rows(
+    run: FinishedRun, model: Hydra | Plain, data: ImageData, taus: Sequence[float]
+) -> list[dict[str, float | None]]:
+    """Returns what a network does on the test split; from the run's evaluation where it is there.
 
     Args:
-        run: `Run`. model: its `Hydra` or `Plain`. data: `ImageData`. taus: floats, for a Hydra.
+        run: the run. model: its network. data: with the test split. taus: for a Hydra.
 
     Returns:
         list of dicts tau, active_branches (None for a plain network), top1, flops; a row for each tau.
     """
-    done = _evaluated(run, data)
+    done = run.results_on(data.name, "test")
     if isinstance(model, Plain):
         results = done if "top1" in done else evaluate_plain(model, evaluation_batches(data, "test", 256))
         flops = plain_costs(model.backbone, model.num_classes)["flops"]
@@ -115,22 +102,10 @@ def accuracy_rows(run, model, data, taus):
     return [{key: by_tau[tau][key] for key in ("tau", "active_branches", "top1", "flops")} for tau in taus]
 
 
-def _evaluated(run, data):
-    """The run's evaluation.json, or {} where it is not of the model as it is now and of the test split."""
-    path, model = run.path / "evaluation" / "evaluation.json", run.path / "model.keras"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        newer = path.stat().st_mtime >= model.stat().st_mtime
-        same = (results["dataset"], results["split"]) == (data.name, "test")
-        return results if newer and same and os.path.samefile(results["model"], model) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 # === Time ===
 
 
-def timed_images(data, batch_size):
+def timed_images(data: ImageData, batch_size: int) -> np.ndarray:
     """Returns the test images to time, evenly spaced over the split: (requests batch_size, S, S, 3) uint8.
 
     About `IMAGES` of them, in at least 8 requests.
@@ -161,16 +136,18 @@ class Subject(NamedTuple):
         probabilities: (n, M) float32, of the first images.
     """
 
-    place: tuple
+    place: tuple[str, str]
     active_branches: float | None
     probabilities: np.ndarray
 
 
-def export_subjects(model, taus, images, directory):
+def export_subjects(
+    model: Hydra | Plain, taus: Sequence[float], images: np.ndarray, directory: str
+) -> dict[float | None, Subject]:
     """Exports a network to be timed: a Hydra with a signature for each tau, since serving_default has one.
 
     Args:
-        model: `Hydra` or `Plain`. taus: floats. images: (n, S, S, 3) uint8, those to be timed.
+        model: the network. taus: for a Hydra. images: (n, S, S, 3) uint8, those to be timed.
         directory: where to export to.
 
     Returns:
@@ -190,23 +167,31 @@ def export_subjects(model, taus, images, directory):
     return subjects
 
 
-def measure(subjects, images, batch_size, threads, seconds):
+def measure(
+    subjects: dict[str, Subject],
+    images: np.ndarray,
+    batch_size: int,
+    threads: int,
+    seconds: float,
+    onednn: bool = False,
+) -> dict[str, dict[str, float]]:
     """Times exports in turn.
 
     Args:
-        subjects: {key: `Subject`}.
+        subjects: by name.
         images: (requests batch_size, S, S, 3) uint8.
-        batch_size, threads: ints. seconds: float, at least so long for all together.
+        batch_size: images in a request. threads: of the server. seconds: at least so long for all together.
+        onednn: whether TensorFlow answers with oneDNN.
 
     Returns:
-        {key: {"ms", "low", "high"}}: ms per image, the mean over the requests of the median over the rounds,
+        {name: {"ms", "low", "high"}}: ms per image, the mean over the requests of the median over the rounds,
         and of the quartiles.
 
     Raises:
         UserError: an export does not answer as the Keras model does.
     """
     places = {key: subject.place for key, subject in subjects.items()}
-    result = run_job(places, images, [batch_size], threads, seconds, len(images) // batch_size)
+    result = run_job(places, images, [batch_size], threads, seconds, len(images) // batch_size, onednn)
     for key, subject in subjects.items():
         errors = np.abs(result["answers"][key]["probabilities"] - subject.probabilities).max(axis=1)
         # All images but one: a gate probability may lie at tau so closely that rounding decides.
@@ -225,47 +210,60 @@ def measure(subjects, images, batch_size, threads, seconds):
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, name, default, text, **kwargs):
-        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
+    taus: tuple[float, ...] = setting(
+        (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), "Thresholds, besides each Hydra's own.", least=0, below=1
+    )
+    batch_size: int = setting(1, "Images in a request.", least=1)
+    threads: int = setting(1, "Threads of the server.", least=1)
+    seconds: float = setting(30.0, "Measure at least so long, and five rounds.", least=0)
+    onednn: bool = setting(False, "Measure with TF_ENABLE_ONEDNN_OPTS=1.")
+    data_dir: str | None = setting(None, "Where the data set lies; default: as in the first run.", path=True)
+    output_dir: str | None = setting(
+        None, "Where to write; default: evaluation/ in the first run.", path=True
+    )
 
-    taus = ["0", "0.05", "0.1", "0.2", "0.3", "0.5"]
-    define(flags.DEFINE_list, "taus", taus, "Thresholds in [0, 1), besides each Hydra's own.")
-    define(flags.DEFINE_integer, "batch_size", 1, "Images in a request.", lower_bound=1)
-    define(flags.DEFINE_integer, "threads", 1, "Threads of the server.", lower_bound=1)
-    define(flags.DEFINE_float, "seconds", 30.0, "Measure at least so long, and five rounds.", lower_bound=0.0)
-    define(flags.DEFINE_bool, "onednn", False, "Measure with TF_ENABLE_ONEDNN_OPTS=1.")
-    define(flags.DEFINE_string, "data_dir", None, "Where the data set lies; default: as in the first run.")
-    define(flags.DEFINE_string, "output_dir", None, "Where to write; default: evaluation/ in the first run.")
 
+def main(options: Options, paths: Sequence[str]) -> None:
+    """Measures the runs, prints the table and writes it.
 
-def main(options, paths):
-    """Measures the runs, prints the table and writes it."""
+    Args:
+        options: the flags.
+        paths: run directories.
+    """
     # === What to measure: all that can be wrong is found before any long work ===
-    taus = read_taus(options.taus, "taus")
     runs = open_runs(paths)
-    output = pathlib.Path(os.path.expanduser(options.output_dir or runs[0].path / "evaluation"))
+    first = next(iter(runs.values()))
+    output = pathlib.Path(options.output_dir or first.evaluation)
     check_writable(output, "output_dir")
-    models = [load_network(run.path / "model.keras") for run in runs]
-    data = load_data(**data_settings(runs[0].flags, options.data_dir) | {"validation_fraction": 0.0})
-    for run, model in zip(runs, models, strict=True):
-        check_images(run.path / "model.keras", model, data)
+    models = {name: run.load_model() for name, run in runs.items()}
+    place = {"data_dir": options.data_dir} if options.data_dir else {}
+    data = open_data(
+        changed(first.settings.data, validation_fraction=0.0, **place), first.settings.place.cache_dir
+    )
+    for run in runs.values():
+        run.check_data(data)
     images = timed_images(data, options.batch_size)
 
     # === Accuracy and exports, then all times together ===
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(options.onednn))  # for the process that answers
     rows, subjects = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for place, (run, model) in enumerate(zip(runs, models, strict=True)):
-            own = [] if isinstance(model, Plain) else sorted({model.tau, *taus})
-            exported = export_subjects(model, own, images, os.path.join(folder, str(place)))
-            for row in accuracy_rows(run, model, data, own):
-                key = run.name if row["tau"] is None else f"{run.name}, tau {row['tau']:g}"
+        for number_of_run, (name, run) in enumerate(runs.items()):
+            model, optimisation = models[name], run.settings.optimisation
+            trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule}
+            taus = [] if isinstance(model, Plain) else sorted({model.tau, *options.taus})
+            exported = export_subjects(model, taus, images, os.path.join(folder, str(number_of_run)))
+            for row in accuracy_rows(run, model, data, taus):
+                key = name if row["tau"] is None else f"{name}, tau {row['tau']:g}"
                 subjects[key] = exported[row["tau"]]
-                rows[key] = {"run": run.name, **row, "timed_active_branches": subjects[key].active_branches}
-        times = measure(subjects, images, options.batch_size, options.threads, options.seconds)
+                active = subjects[key].active_branches
+                rows[key] = {"run": name, **trained, **row, "timed_active_branches": active}
+        times = measure(
+            subjects, images, options.batch_size, options.threads, options.seconds, options.onednn
+        )
     rows = [row | times[key] for key, row in rows.items()]
 
     # === Print, write ===
@@ -275,26 +273,33 @@ def main(options, paths):
     print(f"{title}, {len(images)} images timed\n" + ", ".join(f"{k} {v}" for k, v in environment.items()))
     print(f"\n{latency_text(rows)}")
     write_json(
-        output / "latency.json",
+        output / EvaluationFile.LATENCY_RESULTS,
         {"dataset": data.name, **setting, "environment": environment, "rows": rows},
     )
-    write_csv(output / "latency.csv", rows)
-    figures.save_latency(
-        rows, f"Accuracy over measured time: {title}\n{environment['processor']}", output / "latency.png"
-    )
-    print(f"\nWritten to {output}: latency.json, latency.csv, latency.png")
+    write_csv(output / EvaluationFile.LATENCY_ROWS, rows)
+    heading = f"Accuracy over measured time: {title}\n{environment['processor']}"
+    lengths = {row["run"]: length_text(row["epochs"], row["schedule"]) for row in rows}
+    if len(set(lengths.values())) == 1:
+        heading, drawn = f"{heading}\nTrained for {lengths[rows[0]['run']]}", rows
+    else:
+        drawn = [row | {"run": f"{row['run']}: {lengths[row['run']]}"} for row in rows]
+    figures.save_latency(drawn, heading, output / EvaluationFile.LATENCY)
+    written = (EvaluationFile.LATENCY_RESULTS, EvaluationFile.LATENCY_ROWS, EvaluationFile.LATENCY)
+    print(f"\nWritten to {output}: {', '.join(written)}")
 
 
-def latency_text(rows):
+def latency_text(rows: Sequence[dict]) -> str:
     """Returns the rows of latency.json as text in aligned columns."""
-    cells = [["run", "tau", "lambda", "of those timed", "top-1", "MFLOPs", "ms per image", "quartiles"]]
+    header = ["run", "epochs", "schedule", "tau", "lambda", "of those timed", "top-1", "MFLOPs"]
+    cells = [[*header, "ms per image", "quartiles"]]
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]
         measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}"]
         cost = [f"{row['top1']:.2%}", f"{row['flops'] / 1e6:.1f}"]
-        cells.append([row["run"], number(row["tau"], "g"), *branches, *cost, *measured])
-    return table(cells)
+        trained = [str(row["epochs"]), row["schedule"]]
+        cells.append([row["run"], *trained, number(row["tau"], "g"), *branches, *cost, *measured])
+    return table(cells, text_columns=(0, 2))
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="runs")
+    cli.run(main, Options, positional="runs")

@@ -4,6 +4,9 @@ Every network is exported as it would be served, its batch normalisation folded 
 the differences are those of the method. B is the batch axis.
 """
 
+import os
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -22,7 +25,7 @@ NUM_CLASSES = 100
 TOP_K = 4
 
 
-def images(count, seed=0):
+def images(count: int, seed: int = 0) -> np.ndarray:
     """Returns random images (count, 32, 32, 3) uint8: colours and patches, for a gate to tell apart."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 4, 4, 3)).astype(np.float32)
@@ -30,7 +33,7 @@ def images(count, seed=0):
     return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def make_hydra(depth, num_branches, seed=0):
+def make_hydra(depth: int, num_branches: int, seed: int = 0) -> Hydra:
     """Returns a `Hydra` of random weights, 100 classes and K = 4 whose gate spreads as a trained one does.
 
     The gater's classifier is set so that its logits, over random images, are independent and normal; each
@@ -61,12 +64,12 @@ def make_hydra(depth, num_branches, seed=0):
     return model
 
 
-def class_names(model):
+def class_names(model: Hydra | Plain) -> list[str]:
     """Returns names for a model's classes: their numbers."""
     return [str(index) for index in range(model.num_classes)]
 
 
-def tau_for(model, batch, active):
+def tau_for(model: Hydra, batch: np.ndarray, active: float) -> float:
     """Returns the tau at which the images of a batch run `active` branches on average (1 to K)."""
     gate = np.sort(model(batch)["gate"].numpy(), axis=1)[:, ::-1]
     further = np.sort(gate[:, 1:TOP_K].ravel())[::-1]  # the first branch always runs
@@ -79,12 +82,12 @@ def tau_for(model, batch, active):
 # === Exports ===
 
 
-def export_hydra(model, path, tau):
+def export_hydra(model: Hydra, path: str | os.PathLike, tau: float) -> None:
     """Exports a Hydra as `export.py` does."""
     write_endpoints(_served(InferenceGraph(model), tau), path)
 
 
-def export_hydra_at(model, path, taus):
+def export_hydra_at(model: Hydra, path: str | os.PathLike, taus: Sequence[float]) -> dict[float, str]:
     """Exports a Hydra once, with a signature for each tau that answers as `export.py`'s serving_default does.
 
     Returns:
@@ -95,7 +98,7 @@ def export_hydra_at(model, path, taus):
     return names
 
 
-def export_static(model, path, active, gater=True):
+def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: bool = True) -> None:
     """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen.
 
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
@@ -115,7 +118,7 @@ def export_static(model, path, active, gater=True):
     write_endpoints({"serving_default": _on_images(static)}, path)
 
 
-def export_masked(model, path, tau):
+def export_masked(model: Hydra, path: str | os.PathLike, tau: float) -> None:
     """Exports what runs every branch on the whole batch and masks: same answers as the Hydra."""
     graph, (_, branches) = InferenceGraph(model), _folded(model, model.num_branches)
 
@@ -130,13 +133,13 @@ def export_masked(model, path, tau):
     write_endpoints({"serving_default": _on_images(masked)}, path)
 
 
-def export_plain(depth, path, seed=0):
+def export_plain(depth: int, path: str | os.PathLike, seed: int = 0) -> None:
     """Exports the plain ResNet of 6 depth + 2 layers, of random weights."""
     keras.utils.set_random_seed(seed)
     export_network(Plain(ResNet(depth), NUM_CLASSES), path)
 
 
-def export_network(model, path):
+def export_network(model: Plain, path: str | os.PathLike) -> None:
     """Exports a `Plain`: its probabilities, in float32."""
     graph = InferenceGraph(model)
 

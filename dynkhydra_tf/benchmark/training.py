@@ -7,14 +7,14 @@ step are its own.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
-
-# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -28,7 +28,7 @@ ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
 DENSE_ROUNDS = 3  # a dense step takes seconds
 
 
-def measure(depth, num_branches, batch_size, rounds, dense_rounds):
+def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_rounds: int) -> dict[str, Any]:
     """Measures one network: a routed and a dense step in turn, and the parts of the routed one.
 
     Args:
@@ -119,7 +119,13 @@ def _optimizer_alone(model):
     return update
 
 
-def training(depths, branch_counts, batch_size, rounds, say=print):
+def training_steps(
+    depths: Sequence[int],
+    branch_counts: Sequence[int],
+    batch_size: int,
+    rounds: int,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
     """Measures training at each nb of the first depth, there beside dense, and other depths at the first nb.
 
     A row is said as soon as it is measured.
@@ -141,6 +147,7 @@ def training(depths, branch_counts, batch_size, rounds, say=print):
             capture_output=True,
             text=True,
             check=False,
+            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"},
         )
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
@@ -149,8 +156,8 @@ def training(depths, branch_counts, batch_size, rounds, say=print):
     return results
 
 
-def images_per_s(row):
-    """What the routed model of a row of `training` eats."""
+def images_per_s(row: dict[str, Any]) -> float:
+    """What the routed model of a row of `training_steps` eats."""
     return row["batch_size"] / row["steps"]["routed"]["ms"] * 1e3
 
 
@@ -163,11 +170,17 @@ def _cells(row):
     return [*cells, f"{row['routed_peak_mb']:.0f}"]
 
 
-def input_pipeline(batch_size, batches, row=None, say=print):
+def input_pipeline(
+    batch_size: int,
+    batches: int,
+    row: dict[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
     """Measures the training pipeline alone, on digits at 32 x 32: gather, shift, mirror, cutout.
 
     Args:
-        batch_size: B. batches: int, at least 10. row: of `training`, the model to compare with, or None.
+        batch_size: B. batches: int, at least 10.
+        row: of `training_steps`, the model to compare with, or None.
         say: callable for the text.
 
     Returns:

@@ -5,14 +5,15 @@
 Tables: 1 to 6, and "plus", what goes beyond the paper. Each run lies in RUNS_DIR/NAME, with what it prints in
 RUNS_DIR/NAME.log. Finished runs are skipped, broken ones go on where they stopped, and a run that fails is
 passed over and named at the end. After each run RUNS_DIR/table4.md, .csv and .png are written anew; with
-several --seeds they have the mean and the standard deviation. What follows `--` goes to train.py:
+several --seeds they have the mean and the standard deviation. All other flags go to train.py:
 
-    ... --seeds=0,1,2 -- --feature_extractor=features.keras --mixed_precision
+    ... --seeds=0,1,2 --feature_extractor=features.keras --mixed_precision
 
 With fewer --epochs than the config's, a run takes the schedule of configs/short.cfg: the paper's drops of the
 learning rate would come after its end.
 """
 
+import dataclasses
 import os
 import pathlib
 import shlex
@@ -20,25 +21,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from absl import flags
-
-from dynkhydra_tf import cli
+from dynkhydra_tf import cli, fields
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_text
-from dynkhydra_tf.old_flags import differing_flags
 from dynkhydra_tf.paper.experiments import CONFIGS, TABLES, TAUS, Experiment, experiments
 from dynkhydra_tf.paper.results import (
     TEXT_COLUMNS,
-    read_run,
     result_rows,
     result_table,
     tau_rows,
     tau_table,
+    training_text,
 )
 from dynkhydra_tf.paper.tradeoff import save_tradeoff
 from dynkhydra_tf.paper_numbers import PLAIN
+from dynkhydra_tf.runs import FinishedRun, run_state
+from dynkhydra_tf.settings import Settings, differences
 from dynkhydra_tf.tables import markdown_table
 from dynkhydra_tf.tables import table as text_table
 
@@ -50,68 +52,72 @@ class Job(NamedTuple):
 
     experiment: Experiment
     path: pathlib.Path
-    arguments: list
+    arguments: list[str]
 
     @property
-    def commands(self):
+    def settings(self) -> Settings:
+        """What `arguments` describe."""
+        return self.experiment.settings(*self.arguments)
+
+    @property
+    def commands(self) -> list[list[str]]:
         """The commands that are still to be run, in order; [] when it has finished."""
-        run, commands = read_run(self.path), []
+        run, commands = FinishedRun.find(self.path), []
         if run is None:
             commands.append([sys.executable, TRAIN, *self.arguments, f"--run_dir={self.path}"])
-        if self.experiment.system.system != PLAIN and not (
-            run and {row["tau"] for row in run.tau_rows} >= set(TAUS)
+        if self.experiment.series.method != PLAIN and not (
+            run and {row["tau"] for row in run.tau_table()} >= set(TAUS)
         ):
             taus = ",".join(f"{tau:g}" for tau in TAUS)
             evaluate = [sys.executable, "-m", "dynkhydra_tf.evaluation", f"--run_dir={self.path}"]
-            data_dir = [flag for flag in self.arguments if flag.startswith("--data_dir=")]
-            commands.append([*evaluate, f"--tau={taus}", *data_dir])
+            data_dir = self.settings.data.data_dir
+            commands.append([*evaluate, f"--tau={taus}", *([f"--data_dir={data_dir}"] if data_dir else [])])
         return commands
 
     @property
-    def state(self):
+    def state(self) -> str:
         """One word or two on how far it is."""
         if not self.commands:
             return "finished"
-        if (self.path / "summary.json").exists():
-            return "to evaluate"
-        return "to go on" if (self.path / "flags.cfg").exists() else "new"
+        return {"new": "new", "started": "to go on", "finished": "to evaluate"}[run_state(self.path)]
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command; all others are flags of train.py."""
 
-    def define(kind, name, default, text, **kwargs):
-        kind(name=name, default=default, help=text, flag_values=flag_values, **kwargs)
-
-    define(flags.DEFINE_list, "table", [], f"Tables to run, of {', '.join(TABLES)}.")
-    define(flags.DEFINE_list, "datasets", [], "Only these data sets of a table, such as cifar100.")
-    define(flags.DEFINE_list, "depths", [], "d, such as 1,2; default: the table's own.")
-    define(flags.DEFINE_list, "seeds", ["0"], "Each run once with each of these seeds.")
-    define(flags.DEFINE_integer, "epochs", None, "Default: the paper's.", lower_bound=1)
-    define(flags.DEFINE_string, "data_dir", None, "Where prepared tfds data sets lie; as in train.py.")
-    define(flags.DEFINE_string, "runs_dir", "runs/paper", "Where runs and tables are written.")
-    define(flags.DEFINE_bool, "dry_run", False, "Print the commands that are still to be run; run nothing.")
+    table: tuple[str, ...] = setting((), f"Tables to run, of {', '.join(TABLES)}.")
+    datasets: tuple[str, ...] = setting((), "Only these data sets of a table, such as cifar100.")
+    depths: tuple[int, ...] = setting((), "d, such as 1,2; default: the table's own.", least=1)
+    seeds: tuple[int, ...] = setting((0,), "Each run once with each of these seeds.", least=0)
+    epochs: int | None = setting(None, "Default: the paper's.", least=1)
+    data_dir: str | None = setting(None, "Where prepared tfds data sets lie; as in train.py.", path=True)
+    runs_dir: str = setting("runs/paper", "Where runs and tables are written.", path=True)
+    dry_run: bool = setting(False, "Print the commands that are still to be run; run nothing.")
 
 
-def main(options, train_flags):
-    """Runs the tables."""
+def main(options: Options, train_flags: Sequence[str]) -> None:
+    """Runs the tables.
+
+    Args:
+        options: the flags of this command.
+        train_flags: flags of train.py, for every run.
+    """
     # === Plan: what can be wrong is found before any long work ===
     if not options.table or set(options.table) - set(TABLES):
         raise UserError(
             f"--table must be of {', '.join(TABLES)}. Received: {','.join(options.table) or 'none'}"
         )
-    depths = cli.whole_numbers(options.depths, "depths", 1)
-    seeds = cli.whole_numbers(options.seeds, "seeds", 0)
-    if not seeds:
-        raise UserError("--seeds must be whole numbers from 0 on. Received: none")
+    if not options.seeds:
+        raise UserError("--seeds must be whole numbers. Received: none")
     if not pathlib.Path(TRAIN).is_file():
         raise UserError(f"There is no {TRAIN} here; run this from the root of the repository")
-    root = pathlib.Path(options.runs_dir).expanduser()
+    root = pathlib.Path(options.runs_dir)
     if options.data_dir:
         train_flags = [f"--data_dir={options.data_dir}", *train_flags]
-    plan = {key: _of_datasets(key, options.datasets, depths) for key in dict.fromkeys(options.table)}
+    plan = {key: _of_datasets(key, options.datasets, options.depths) for key in dict.fromkeys(options.table)}
     jobs = {}
-    for seed in seeds:
+    for seed in options.seeds:
         for experiment in dict.fromkeys(each for listed in plan.values() for each in listed):
             job = _job(experiment, seed, root, options.epochs, train_flags)
             jobs.setdefault(job.path, job)  # tables share runs
@@ -155,7 +161,7 @@ def main(options, train_flags):
 
 def _of_datasets(key, datasets, depths):
     listed = experiments(key, depths)
-    own = {each: each.flags().dataset for each in listed}
+    own = {each: each.settings().data.dataset for each in listed}
     if datasets and not set(datasets) & set(own.values()):
         raise UserError(
             f"Table {key} has the data sets {', '.join(dict.fromkeys(own.values()))}. Received: "
@@ -167,7 +173,7 @@ def _of_datasets(key, datasets, depths):
 def _job(experiment, seed, root, epochs, train_flags):
     arguments = experiment.arguments
     if epochs is not None:
-        if epochs < experiment.flags().epochs:
+        if epochs < experiment.settings().optimisation.epochs:
             arguments = [*arguments, f"--flagfile={CONFIGS / 'short.cfg'}"]
             if epochs == 1:  # the warm-up would be all of it
                 arguments.append("--warmup_epochs=0")
@@ -179,18 +185,19 @@ def _job(experiment, seed, root, epochs, train_flags):
 def _check_runs(jobs, train_flags):
     """Refuses flags that change which network is trained, and directories that hold other runs."""
     for job in jobs:
-        values = job.experiment.flags(*job.arguments)
-        stored = job.path / "flags.cfg"
-        if stored.exists() and (differing := differing_flags(values, stored)):
+        settings = job.settings
+        if run_state(job.path) != "new" and (
+            differing := differences(settings, FinishedRun.open(job.path).settings)
+        ):
             raise UserError(
                 f"{job.path} holds a run with other flags: {', '.join(differing)}. Give its flags, or "
                 "another --runs_dir"
             )
-        own = job.experiment.flags()
+        given, own = fields.values(settings), fields.values(job.experiment.settings())
         for name in ("run_dir", "depth", "system", "dataset"):
-            if values[name].value != own[name].value:
+            if given[name] != own[name]:
                 raise UserError(
-                    f"--{name} is of the table and cannot follow --. Received: {' '.join(train_flags)}"
+                    f"--{name} is of the table and cannot be given. Received: {' '.join(train_flags)}"
                 )
 
 
@@ -217,7 +224,7 @@ def _run(command, log):
             signal.signal(signal.SIGTERM, before)
 
 
-def write_table(key, listed, jobs, root):
+def write_table(key: str, listed: Sequence[Experiment], jobs: Iterable[Job], root: pathlib.Path) -> str:
     """Writes tableKEY.md, .csv and .png of what has finished; returns the Markdown.
 
     Args:
@@ -226,9 +233,9 @@ def write_table(key, listed, jobs, root):
         jobs: the runs to count, finished or not.
         root: the directory.
     """
-    runs = [run for run in (read_run(job.path) for job in jobs) if run]
+    runs = [run for job in jobs if (run := FinishedRun.find(job.path))]
     rows = result_rows(listed, runs)
-    parts = [f"## {TABLES[key].title}", _markdown(result_table(rows))]
+    parts = [f"## {TABLES[key].title}", training_text(rows), _markdown(result_table(rows))]
     write_csv(root / f"table{key}.csv", rows)
     by_tau = tau_rows(listed, runs) if TABLES[key].by_tau else []
     if by_tau:
@@ -236,7 +243,7 @@ def write_table(key, listed, jobs, root):
         write_csv(root / f"table{key}_tau.csv", by_tau)
     if any(row["top1"] is not None for row in rows):
         save_tradeoff(rows, root / f"table{key}.png")
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join(filter(None, parts)) + "\n"
     write_text(root / f"table{key}.md", text)
     return text
 
@@ -246,4 +253,4 @@ def _markdown(rows):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="flags of train.py after --", at_least=0)
+    cli.run(main, Options, positional="flags of train.py", at_least=0, pass_on=True)

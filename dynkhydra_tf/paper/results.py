@@ -1,140 +1,95 @@
 """Finished runs as rows of the paper's tables: ours, the paper's, the difference; Markdown and CSV.
 
-A run belongs to an experiment when its flags are the experiment's, whatever its seed, its schedule and its
-feature extractor. Runs of one schedule make one table: numbers of 12 and of 190 epochs never share a row.
+A run belongs to an experiment when its settings are the experiment's, whatever its seed, its schedule and its
+feature extractor. Runs of one schedule make one table: numbers of 12 and of 190 epochs never share a row, and
+every row says how long its runs were.
 """
 
-import dataclasses
-import json
-import pathlib
 import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from absl import flags
-
-from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.old_flags import PLACES, read_flags
+from dynkhydra_tf.fields import Role, leaves, list_text
+from dynkhydra_tf.paper.experiments import Experiment
 from dynkhydra_tf.paper_numbers import TAU, Row
+from dynkhydra_tf.runs import FinishedRun
+from dynkhydra_tf.settings import Settings, by_role, length_text
 from dynkhydra_tf.tables import number
 
-# How long and on what a network was trained; the rest of the flags says which network it is.
-RECIPE = ("epochs", "batch_size", "learning_rate", "schedule", "lr_drops", "warmup_epochs", "weight_decay")
-RECIPE += ("shift", "flip", "cutout", "mixed_precision", "validation_fraction")
-TEXT_COLUMNS = ("data set", "system", "run")  # of tables; the others hold numbers
-FEATURES = ("feature_extractor", "feature_weights", "feature_images_per_class")
+TEXT_COLUMNS = (
+    "data set",
+    "system",
+    "run",
+    "runs",
+    "schedule",
+    "versions",
+    "machine",
+)  # of tables; the others hold numbers
+
+Recipe = tuple[tuple[str, Any], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: its directory.
-        flags: `absl.flags.FlagValues` that it was trained with.
-        summary: dict, its summary.json.
-        tau_rows: list of dicts, the tau table of its evaluation; [] where it has none.
-    """
-
-    path: pathlib.Path
-    flags: flags.FlagValues
-    summary: dict
-    tau_rows: list
-
-    @property
-    def recipe(self):
-        """How it was trained, as hashable (name, value) pairs; learning-rate drops only where they count."""
-        values = [(name, self.flags[name].value) for name in RECIPE]
-        unused = "lr_drops" if self.flags.schedule == "cosine" else "warmup_epochs"
-        return tuple((name, str(value)) for name, value in values if name != unused)
+def recipe_of(settings: Settings) -> Recipe:
+    """Returns how a run is trained, as hashable (name, value) pairs; those of other schedules left out."""
+    unused = "warmup_epochs" if settings.optimisation.schedule == "piecewise" else "lr_drops"
+    return tuple((name, value) for name, value in by_role(settings, Role.RECIPE).items() if name != unused)
 
 
-def read_run(path):
-    """Returns the `Run` of a directory, or None where none has finished there.
-
-    Raises:
-        UserError: a file of the run cannot be read.
-    """
-    path = pathlib.Path(path)
-    summary, evaluation = path / "summary.json", path / "evaluation" / "evaluation.json"
-    if not (summary.is_file() and (path / "flags.cfg").is_file()):
-        return None
-    return Run(
-        path,
-        read_flags(path / "flags.cfg"),
-        _read_json(summary),
-        _read_json(evaluation).get("tau_table", []) if evaluation.is_file() else [],
+def recipe_text(recipe: Recipe) -> str:
+    """Returns a recipe but for epochs and schedule as text, such as "batch size 128, learning rate ..."."""
+    known = {field.name: field.metadata["setting"] for field in leaves(Settings)}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {list_text(known[name], value)}"
+        for name, value in recipe
+        if name not in ("epochs", "schedule") and value not in (None, False, 0)
     )
 
 
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train or evaluate that run again") from error
+def runs_of(experiment: Experiment, runs: Iterable[FinishedRun]) -> list[FinishedRun]:
+    """Returns those of some runs that are runs of an experiment."""
+    counting = (Role.DATA, Role.NETWORK, Role.PARTITION)
+    wanted = by_role(experiment.settings(), *counting)
+    return [run for run in runs if by_role(run.settings, *counting) == wanted]
 
 
-def find_runs(root):
-    """Returns all finished runs in a directory and below it, by path.
-
-    Raises:
-        UserError: the directory is missing, or a file of a run cannot be read.
-    """
-    root = pathlib.Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root} is no directory; give the one that holds runs of train.py")
-    found = (read_run(path.parent) for path in sorted(root.rglob("summary.json")))
-    return [run for run in found if run]
-
-
-def runs_of(experiment, runs):
-    """Returns those of a list of `Run` that are runs of an `Experiment`."""
-    ignored = {*RECIPE, *FEATURES, *PLACES, "seed", "overwrite"}
-    wanted = experiment.flags()
-    names = [name for name in wanted if name not in ignored]
-    return [run for run in runs if all(run.flags[name].value == wanted[name].value for name in names)]
-
-
-def by_recipe(runs):
-    """Returns [(recipe, [run, ...]), ...]: runs that were trained alike; the largest group first."""
-    groups = {}
+def by_recipe(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
+    """Returns the runs in groups that were trained alike; the largest group first."""
+    groups: dict[Recipe, list[FinishedRun]] = {}
     for run in runs:
-        groups.setdefault(run.recipe, []).append(run)
-    return sorted(groups.items(), key=lambda group: -len(group[1]))
+        groups.setdefault(recipe_of(run.settings), []).append(run)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
-def recipe_text(recipe):
-    """Returns a recipe as two texts, such as "12 epochs, cosine" and "batch size 128, learning rate ..."."""
-    values = dict(recipe)
-    epochs = values.pop("epochs")
-    head = f"{epochs} epoch{'s' * (epochs != '1')}, {values.pop('schedule')}"
-    off = {"None", "False", "0", "0.0"}
-    return head, ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value not in off
-    )
+def machine_of(run: FinishedRun) -> str | None:
+    """Returns the machine that a run was trained on as text; None where an early version did not note it."""
+    machine = run.summary.get("machine")
+    return machine and f"{machine['processor']}, {machine['cores']} cores"
 
 
 # === Rows ===
 
 
-def result_rows(experiments, runs):
+def result_rows(experiments: Iterable[Experiment], runs: Sequence[FinishedRun]) -> list[dict]:
     """Returns a row for each experiment, those without a run too.
 
     Args:
-        experiments: list of `Experiment`.
-        runs: list of `Run`, all of one recipe.
+        experiments: the rows.
+        runs: finished runs; those of one experiment were trained alike.
 
     Returns:
-        List of dicts: dataset, backbone, system, variant, depth, seeds (count); of each of top1 (percent),
-        active_branches, mflops and parameters (millions) the mean over the seeds, NAME_paper and
-        NAME_difference; top1_std, the standard deviation over two seeds or more; seconds_per_epoch. None for
-        what is not there.
+        List of dicts: dataset, backbone, system (the paper's name of the method), variant, depth; epochs,
+        epochs_paper, schedule, machine; seeds (count); of each of top1 (percent), active_branches, mflops and
+        parameters (millions) the mean over the seeds, NAME_paper and NAME_difference; top1_std, the
+        standard deviation over two seeds or more; seconds_per_epoch. None for what is not there.
     """
     rows = []
     for experiment in experiments:
-        own, values = runs_of(experiment, runs), experiment.flags()
-        row = {"dataset": values.dataset, "backbone": values.backbone, **_names(experiment)}
+        own, settings = runs_of(experiment, runs), experiment.settings()
+        dataset, backbone = settings.data.dataset, settings.network.backbone
+        row = {"dataset": dataset, "backbone": backbone, **_names(experiment), **_training(settings, own)}
         row["seeds"] = len(own)
         measured = [_measured(run) for run in own]
-        papers = experiment.paper_row(values.dataset, values.backbone)
+        papers = experiment.paper_row(dataset, backbone)
         for name in Row._fields:
             row |= _beside(name, _mean([numbers[name] for numbers in measured]), papers)
         tops = [numbers["top1"] for numbers in measured]
@@ -156,16 +111,40 @@ def _measured(run):
     }
 
 
+def _training(settings, runs):
+    """How long and on what the runs of an experiment were trained, beside the epochs of its config."""
+    optimisation = runs[0].settings.optimisation if runs else None
+    machines = dict.fromkeys(filter(None, map(machine_of, runs)))
+    return {
+        "epochs": optimisation and optimisation.epochs,
+        "epochs_paper": settings.optimisation.epochs,
+        "schedule": optimisation and optimisation.schedule,
+        "machine": "; ".join(machines) or None,
+    }
+
+
+def training_text(rows: Iterable[dict]) -> str:
+    """Returns how long and on what the runs of some rows were trained, and how long the paper's; "" for none.
+
+    Such as "Ours: 12 epochs, cosine, on Xeon, 2 cores. The paper's: 190 epochs."
+    """
+    rows = [row for row in rows if row["epochs"]]
+    if not rows:
+        return ""
+    lengths = dict.fromkeys(length_text(row["epochs"], row["schedule"]) for row in rows)
+    machines = dict.fromkeys(row["machine"] for row in rows if row["machine"])
+    papers = dict.fromkeys(str(row["epochs_paper"]) for row in rows)
+    on = f", on {'; '.join(machines)}" if machines else ""
+    return f"Ours: {' or '.join(lengths)}{on}. The paper's: {' or '.join(papers)} epochs."
+
+
 def _mean(numbers):
     return statistics.fmean(numbers) if numbers and None not in numbers else None
 
 
 def _names(experiment):
-    return {
-        "system": experiment.system.system,
-        "variant": experiment.system.variant,
-        "depth": experiment.depth,
-    }
+    series = experiment.series
+    return {"system": series.method, "variant": series.variant, "depth": experiment.depth}
 
 
 def _beside(name, ours, papers):
@@ -175,21 +154,24 @@ def _beside(name, ours, papers):
     return {name: ours, f"{name}_paper": theirs, f"{name}_difference": difference}
 
 
-def tau_rows(experiments, runs):
+def tau_rows(experiments: Iterable[Experiment], runs: Sequence[FinishedRun]) -> list[dict]:
     """Returns a row for each experiment that has a tau table, and each tau of it; means over the seeds.
 
     Returns:
-        List of dicts: dataset, system, variant, depth, tau, seeds, mflops, and top1 (percent) and
-        active_branches, these two with NAME_paper and NAME_difference, too; None for what is not there.
+        List of dicts: dataset, system, variant, depth, epochs, epochs_paper, schedule, machine, tau, seeds,
+        mflops, and top1 (percent) and active_branches, these two with NAME_paper and NAME_difference, too;
+        None for what is not there.
     """
     rows = []
     for experiment in experiments:
-        own = [run for run in runs_of(experiment, runs) if run.tau_rows]
-        dataset = experiment.flags().dataset
+        own, settings = runs_of(experiment, runs), experiment.settings()
+        tables = [table for run in own if (table := run.tau_table())]
+        dataset = settings.data.dataset
         papers = TAU.get(experiment.depth, {}) if dataset == "food101" else {}
-        for tau in sorted({row["tau"] for run in own for row in run.tau_rows}):
-            at = [row for run in own for row in run.tau_rows if row["tau"] == tau]
-            row = {"dataset": dataset, **_names(experiment), "tau": tau, "seeds": len(at)}
+        for tau in sorted({row["tau"] for table in tables for row in table}):
+            at = [row for table in tables for row in table if row["tau"] == tau]
+            row = {"dataset": dataset, **_names(experiment), **_training(settings, own)}
+            row |= {"tau": tau, "seeds": len(at)}
             row["mflops"] = _mean([each["flops"] / 1e6 for each in at])
             for name, scale in (("active_branches", 1), ("top1", 100)):
                 ours = _mean([scale * each[name] for each in at])
@@ -201,15 +183,17 @@ def tau_rows(experiments, runs):
 # === Tables as lists of texts, the first the header ===
 
 
-# Which network a row is of: the columns that both tables begin with.
+# Which network a row is of, and how long it was trained: the columns that both tables begin with.
 _NAMES = [
     ("data set", lambda row: row["dataset"]),
     ("system", lambda row: _system(row)),
     ("d", lambda row: str(row["depth"])),
+    ("epochs", lambda row: number(row["epochs"], "d")),
+    ("paper", lambda row: str(row["epochs_paper"])),
 ]
 
 
-def result_table(rows):
+def result_table(rows: Sequence[dict]) -> list[list[str]]:
     """Returns result rows as a table (lists of str, the header first), columns without a number left out."""
     columns = [
         *_NAMES,
@@ -223,11 +207,12 @@ def result_table(rows):
         ("paper", lambda row: number(row["mflops_paper"], ".0f")),
         ("M parameters", lambda row: number(row["parameters"], ".2f")),
         ("paper", lambda row: number(row["parameters_paper"], ".2f")),
+        ("schedule", lambda row: row["schedule"] or "-"),
     ]
     return _table(columns, rows)
 
 
-def tau_table(rows):
+def tau_table(rows: Sequence[dict]) -> list[list[str]]:
     """Returns tau rows as a table (lists of str, the header first), columns without a number left out."""
     columns = [
         *_NAMES,

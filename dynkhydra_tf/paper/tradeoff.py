@@ -1,13 +1,16 @@
-"""Accuracy over compute, all systems in one picture: the paper's Fig. 4 with our own runs in it."""
+"""Accuracy over compute, all methods in one picture: the paper's Fig. 4 with our own runs in it."""
 
 import functools
+import os
+from collections.abc import Sequence
 
 from dynkhydra_tf import figures
 from dynkhydra_tf import paper_numbers as paper
+from dynkhydra_tf.backbones import make_backbone
 from dynkhydra_tf.costs import NUM_CLASSES, branched_costs, inference_flops
 from dynkhydra_tf.data import find_entry
-from dynkhydra_tf.old_flags import make_backbone
-from dynkhydra_tf.paper.experiments import Experiment, System
+from dynkhydra_tf.paper.experiments import Experiment, Series
+from dynkhydra_tf.paper.results import training_text
 
 COLORS = {
     paper.PLAIN: "dimgray",
@@ -18,23 +21,26 @@ COLORS = {
 }
 
 
-def save_tradeoff(rows, path):
-    """Draws top-1 over MFLOPs per image, a line for each system through its depths; the paper's dashed.
+def save_tradeoff(rows: Sequence[dict], path: str | os.PathLike) -> None:
+    """Draws top-1 over MFLOPs per image, a line for each method through its depths; the paper's dashed.
 
-    A panel for each data set and backbone. A system with several variants has a marker for each.
-    The paper's points are those of `paper_points`.
+    A panel for each data set and backbone; its title says how long the runs were, and the paper's. A
+    method with several variants has a marker for each. The paper's points are those of `paper_points`.
 
     Args:
         rows: list of dicts, from `results.result_rows`; what has no run is left out.
         path: the PNG to write.
     """
-    rows = [row for row in rows if row["top1"] is not None]
-    panels = {}
+    panels: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        panels.setdefault((row["dataset"], row["backbone"]), []).append(row)
+        if row["top1"] is not None:
+            panels.setdefault((row["dataset"], row["backbone"]), []).append(row)
     figures.save_tradeoff(
         {
-            f"{dataset}, {backbone}": [*_our_lines(own), *_paper_lines(dataset, backbone)]
+            f"{dataset}, {backbone}\n{training_text(own)}": [
+                *_our_lines(own),
+                *_paper_lines(dataset, backbone),
+            ]
             for (dataset, backbone), own in panels.items()
         },
         path,
@@ -49,48 +55,48 @@ def _our_lines(rows):
     variants = list(dict.fromkeys(variant for _, variant in lines))
     return [
         {
-            "label": f"{system}, {variant.replace('_', ' ')}" if variant else system,
+            "label": f"{method}, {variant.replace('_', ' ')}" if variant else method,
             "points": points,
-            "color": COLORS[system],
+            "color": COLORS[method],
             "marker": variants.index(variant),
             "dashed": False,
         }
-        for (system, variant), points in lines.items()
+        for (method, variant), points in lines.items()
     ]
 
 
 def _paper_lines(dataset, backbone):
     return [
         {
-            "label": f"{system} (paper)",
+            "label": f"{method} (paper)",
             "points": points,
-            "color": COLORS[system],
+            "color": COLORS[method],
             "marker": 0,
             "dashed": True,
         }
-        for system, points in paper_points(dataset, backbone).items()
+        for method, points in paper_points(dataset, backbone).items()
     ]
 
 
 @functools.cache
-def paper_points(dataset, backbone):
-    """Returns the paper's points: {system: [(depth, mflops, top1), ...]}.
+def paper_points(dataset: str, backbone: str) -> dict[str, list[tuple[int, float, float]]]:
+    """Returns the paper's points: {method: [(depth, mflops, top1), ...]}.
 
-    Where the paper's FLOPs are lost or not given they are our own count, at the paper's lambda; a system
+    Where the paper's FLOPs are lost or not given they are our own count, at the paper's lambda; a method
     whose lambda is not known, DynK, has no points then.
     """
     points = {}
-    for system, rows in paper.RESULTS.get((dataset, backbone), {}).items():
+    for method, rows in paper.RESULTS.get((dataset, backbone), {}).items():
         own = [
-            (depth, _mflops(dataset, backbone, system, depth, row), row.top1) for depth, row in rows.items()
+            (depth, _mflops(dataset, backbone, method, depth, row), row.top1) for depth, row in rows.items()
         ]
         if own := [point for point in own if None not in point]:
-            points[system] = own
+            points[method] = own
     return points
 
 
-def _mflops(dataset, backbone, system, depth, row):
-    if row.mflops is not None or row.top1 is None or system in (paper.PLAIN, paper.DYNK):
+def _mflops(dataset, backbone, method, depth, row):
+    if row.mflops is not None or row.top1 is None or method in (paper.PLAIN, paper.DYNK):
         return row.mflops
     config = dataset if backbone != "densenet" else f"{dataset}_densenet"
     flops, top_k = _counted(config, depth)
@@ -100,7 +106,7 @@ def _mflops(dataset, backbone, system, depth, row):
 @functools.cache
 def _counted(config, depth):
     """FLOPs by part of a config's network at a depth, and its K."""
-    values = Experiment(System(config, "", ()), depth).flags()
-    size = values.image_size or find_entry(values.dataset).image_size
-    backbone = make_backbone(values, size)
-    return branched_costs(backbone, NUM_CLASSES[values.dataset], values.num_branches)["flops"], values.top_k
+    settings = Experiment(Series(config, "", ()), depth).settings()
+    data, network = settings.data, settings.network
+    backbone = make_backbone(network, data.image_size or find_entry(data.dataset).image_size)
+    return branched_costs(backbone, NUM_CLASSES[data.dataset], network.num_branches)["flops"], network.top_k
