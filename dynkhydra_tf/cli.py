@@ -7,6 +7,8 @@ from absl import flags
 from dynkhydra_tf import flags as dynkhydra_flags
 from dynkhydra_tf.caches import provide_home
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.import_hooks import around_import
+from dynkhydra_tf.quiet import quietly
 
 
 def whole_numbers(texts, flag, least):
@@ -46,7 +48,8 @@ def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     provide_home()
-    values = flags.FlagValues()
+    around_import("tensorflow", quietly)
+    values = dynkhydra_flags.FlagValues()
     is_class = isinstance(options, type)  # else a callable that defines flags: modules not converted yet
     dynkhydra_flags.define(values, options) if is_class else options(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)

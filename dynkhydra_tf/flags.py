@@ -4,7 +4,8 @@ A run stores its settings as `flags.cfg`, a flagfile that runs again as it is.
 """
 
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -13,6 +14,56 @@ from dynkhydra_tf import fields
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, Role, leaves
 from dynkhydra_tf.settings import Settings
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+
+class FlagValues(flags.FlagValues):
+    """absl's, with another way to find flagfiles.
+
+    One that a flagfile names is looked for beside it first, then where the command runs; configs/NAME.cfg is
+    the package's own where there is no other.
+    """
+
+    def read_flags_from_files(self, argv: Sequence[str], force_gnu: bool = True) -> list[str]:
+        """Returns the arguments with those of the flagfiles in place of --flagfile.
+
+        Raises:
+            UserError: a flagfile is not there, cannot be read, or names itself.
+        """
+        return list(_expanded(argv))
+
+
+def _expanded(arguments: Sequence[str], inside: tuple[pathlib.Path, ...] = ()) -> Iterator[str]:
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, name = argument.partition("=")
+        if flag in ("--flagfile", "-flagfile"):
+            path = _find_flagfile(name if equals else next(left, ""), inside)
+            try:
+                lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            except (OSError, UnicodeError) as error:
+                raise UserError(f"--flagfile cannot be read: {error}") from error
+            yield from _expanded([line for line in lines if line and line[0] != "#"], (*inside, path))
+        else:
+            yield argument
+        if argument == "--":  # what follows is for somebody else
+            yield from left
+
+
+def _find_flagfile(name: str, inside: tuple[pathlib.Path, ...]) -> pathlib.Path:
+    path = pathlib.Path(name).expanduser()
+    places = [file.parent / path for file in inside[-1:]] + [path]
+    if path.parts[:-1] == ("configs",):
+        places.append(CONFIGS / path.name)
+    found = next((place.resolve() for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"--flagfile must be a file, or one of the package, such as configs/digits.cfg. Received: {name}"
+        )
+    if found in inside:
+        raise UserError(f"--flagfile must not name itself. Received: {name} in {inside[-1]}")
+    return found
 
 
 def define(flag_values: flags.FlagValues, cls: type[Checked]) -> None:
@@ -46,7 +97,7 @@ def parse(arguments: Sequence[str], cls: type[Checked] = Settings) -> Any:
     Raises:
         UserError: an unknown flag, a value that is none of its type or out of its range, a missing flagfile.
     """
-    flag_values = flags.FlagValues()
+    flag_values = FlagValues()
     define(flag_values, cls)
     try:
         rest = flag_values(["flags", *arguments])[1:]

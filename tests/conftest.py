@@ -1,6 +1,7 @@
 """What the tests share: a backbone small enough to trace in seconds, and models of it."""
 
 import dataclasses
+import io
 import pathlib
 import pickle
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf import cli, flags
+from dynkhydra_tf import cli, flags, meter, progress
 from dynkhydra_tf.backbones import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN
 from dynkhydra_tf.hydra import Hydra
@@ -186,3 +187,26 @@ def overlapping(texts):
     """Whether any two of the texts do."""
     boxes = [text.get_window_extent() for text in texts]
     return any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what is written to it."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told to go on."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock

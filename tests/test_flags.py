@@ -73,3 +73,35 @@ def test_flags_of_another_version(tmp_path):
 def test_no_lr_drops():
     assert parse(["--lr_drops="]).optimisation.lr_drops == ()
     assert parse([]) == Settings()
+
+
+def test_flagfiles_are_found_where_the_command_runs_or_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--flagfile=configs/cifar100.cfg"]).data.dataset == "cifar100"  # it names base.cfg
+    assert parse(["--flagfile", "configs/digits.cfg", "--depth=3"]).network.depth == 3
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.cfg").write_text("# mine\n\n  --depth=4\n")
+    assert parse(["--flagfile=configs/digits.cfg"]).network.depth == 4
+
+
+def test_a_flagfile_names_one_beside_it(tmp_path):
+    (tmp_path / "a.cfg").write_text("--depth=2\n--flagfile=b.cfg\n")
+    (tmp_path / "b.cfg").write_text("--depth=3\n--top_k=2\n")
+    network = parse([f"--flagfile={tmp_path}/a.cfg"]).network
+    assert (network.depth, network.top_k) == (3, 2)
+
+
+def test_bad_flagfiles(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.cfg").write_text("--flagfile=b.cfg\n")
+    (tmp_path / "b.cfg").write_text("--flagfile=a.cfg\n")
+    (tmp_path / "c.cfg").write_bytes(b"--name=\xff\n")
+    for name, message in [
+        ("none.cfg", "--flagfile must be a file, or one of the package, .* Received: none.cfg"),
+        ("configs/none.cfg", "Received: configs/none.cfg"),
+        ("", "--flagfile must be a file"),
+        ("a.cfg", "--flagfile must not name itself. Received: a.cfg in .*b.cfg"),
+        ("c.cfg", "--flagfile cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            parse([f"--flagfile={name}"])

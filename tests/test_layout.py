@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 PACKAGE = "dynkhydra_tf"
 # Each line imports only from the lines above it; those of one line do not import each other.
 ORDER = """
-errors paper_numbers machine import_hooks
-files tables fields registration progress
+errors paper_numbers machine import_hooks quiet
+files tables fields registration meter
 settings caches
 flags
 cli gating routing losses heads
@@ -23,7 +23,8 @@ folding model_parts
 hydra plain
 data partition
 old_flags
-runs training figures
+runs progress figures
+training
 costs
 evaluation
 serving

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf import progress
+from dynkhydra_tf import meter
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import build_extractor
@@ -124,7 +124,7 @@ def test_impossible_images_per_class(tmp_path, images_per_class):
 
 
 def test_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(meter, "SECONDS_BETWEEN_LINES", 0)
     class_means(FakeData(), FakeExtractor(), tmp_path, batch_size=2)
     shown = capsys.readouterr().out
     assert "Class means of fake, 5 images, features by colour" in shown

@@ -20,9 +20,9 @@ from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.evaluation import open_hydra_run
 from dynkhydra_tf.files import write_csv
+from dynkhydra_tf.meter import Meter
 from dynkhydra_tf.old_flags import data_settings
 from dynkhydra_tf.partition import ClassPartition, build_extractor
-from dynkhydra_tf.progress import Meter
 
 PERPLEXITY = 30
 IMAGES, LEAST_PER_CLASS = 2000, 10  # a sample's size unless told otherwise

@@ -15,8 +15,8 @@ from absl import logging
 
 from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.meter import Meter
 from dynkhydra_tf.partition.extractors import Extractor
-from dynkhydra_tf.progress import Meter
 
 
 def class_means(
