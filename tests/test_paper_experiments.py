@@ -72,12 +72,15 @@ def test_papers_numbers_by_hand():
     assert _paper("plus", DYNK_HYDRA, 1, "gate_weighted") == Row()
 
 
-def test_wrong_flags_and_places_are_one_error(monkeypatch, tmp_path):
+def test_wrong_flags_are_one_error():
     experiment = Experiment(Series("cifar100", DYNK_HYDRA, (1,)), 1)
     with pytest.raises(UserError, match=r"cifar100-d1: .*epochs"):
         experiment.settings("--epochs=many")
     with pytest.raises(UserError, match=r"begin with --\. Received: epochs=2"):
         experiment.settings("epochs=2")
+
+
+def test_the_configs_are_found_outside_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="root of the repository"):
-        experiment.settings()
+    settings = Experiment(Series("cifar100", DYNK_HYDRA, (1,)), 3).settings()
+    assert (settings.data.dataset, settings.network.depth) == ("cifar100", 3)

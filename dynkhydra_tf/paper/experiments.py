@@ -13,7 +13,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 from dynkhydra_tf.settings import Settings
 
-CONFIGS = pathlib.Path("configs")  # relative to where the command runs, as the configs' own --flagfile are
+CONFIGS = pathlib.Path("configs")  # the package's, where there is no such directory
 # The thresholds of Table 6, and some beyond them.
 TAUS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5)
 
@@ -74,13 +74,12 @@ class Experiment(NamedTuple):
         """Returns the settings that `arguments` and more of them describe.
 
         Raises:
-            UserError: a config is missing, or a flag is wrong.
+            UserError: a flag is wrong.
         """
         try:
             return flags.parse([*self.arguments, *more])
         except UserError as error:
-            hint = "" if CONFIGS.is_dir() else "; run this from the root of the repository"
-            raise UserError(f"{self.name}: {error}{hint}") from error
+            raise UserError(f"{self.name}: {error}") from error
 
     def paper_row(self, dataset: str, backbone: str) -> paper.Row:
         """Returns the paper's numbers, None in them where it has none."""
