@@ -179,6 +179,7 @@ def drawn(monkeypatch):
     from dynkhydra_tf.figures import style
 
     saved, save = [], style.save
+    monkeypatch.setattr(style, "DPI", 40)  # faster
     monkeypatch.setattr(style, "save", lambda figure, path: (saved.append(figure), save(figure, path)))
     return saved
 

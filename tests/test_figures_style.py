@@ -14,6 +14,14 @@ def test_plain_text_by_hand():
     assert style.plain_text("狐 лиса") == "狐 лиса"
 
 
+def test_names_are_cut_to_columns_by_hand():
+    assert style.short("abcdefghij", 10) == "abcdefghij"
+    assert style.short("abcdefghijk", 10) == "abcdefg..."
+    assert style.short("狐" * 40, 20) == "狐" * 7 + "..."  # each takes two
+    assert style.wrapped("one two three four five six", 10, 2) == "one two\nthree ..."
+    assert style.wrapped("", 10, 2) == "" and style.short("") == ""
+
+
 def test_fallback_fonts_draw_what_the_own_font_lacks(tmp_path, monkeypatch):
     clusters = [["\N{LATIN SMALL LETTER D WITH PALATAL HOOK}"], ["b"], ["c"]]
 

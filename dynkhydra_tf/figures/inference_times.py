@@ -5,11 +5,11 @@ from matplotlib.figure import Figure
 from dynkhydra_tf.figures import style
 
 
-def save_inference_times(rows, path):
+def save_inference_times(rows: list[dict], path: style.Path) -> None:
     """Draws the time of one image by each way to serve it, a panel for each batch size, at one thread count.
 
     Args:
-        rows: list of dicts threads, batch_size, subjects ({name: {"ms", "low", "high"}}), one for each
+        rows: dicts of threads, batch_size, subjects ({name: {"ms", "low", "high"}}), one for each
             batch size, from `benchmark.inference.compare`.
         path: the PNG to write.
     """

@@ -1,6 +1,6 @@
 """Loss and accuracy on the way from one branch to another (Fig. 5)."""
 
-import textwrap
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,12 +9,12 @@ from matplotlib.ticker import PercentFormatter
 from dynkhydra_tf.figures import style
 
 
-def save_interpolation(result, clusters, path):
+def save_interpolation(result: Any, clusters: list[list[str]], path: style.Path) -> None:
     """Draws loss and top-1 over alpha, a row of panels for each reading.
 
     Args:
         result: `analysis.interpolation.Interpolation`.
-        clusters: list of nb lists of class names.
+        clusters: nb lists of class names.
         path: the PNG to write.
     """
     figure = Figure(figsize=(11, 1.3 + 3.5 * len(result.readings)), layout="constrained")
@@ -29,8 +29,8 @@ def save_interpolation(result, clusters, path):
                     axes.plot(result.alphas, values[s, :, on], dashes, color=color, linewidth=width)
             axes.grid(alpha=0.3)
         how = "its head, interpolated too" if reading == "own head" else "the ensemble's combiner"
-        panels[r, 0].set(title=f"Loss (nats), read by {how}", ylim=(0, None))
-        panels[r, 1].set(title=f"Top-1, read by {how}", ylim=(0, 1))
+        panels[r, 0].set(title=f"Loss (nats), read by {how}")
+        panels[r, 1].set(title=f"Top-1, read by {how}")
         panels[r, 1].yaxis.set_major_formatter(PercentFormatter(1))
     for axes in panels[-1]:
         axes.set_xlabel(rf"$\alpha$: 0 is branch {a}, 1 is branch {b}")
@@ -50,5 +50,4 @@ def save_interpolation(result, clusters, path):
 
 
 def _label(branch, clusters):
-    names = textwrap.shorten(", ".join(clusters[branch]), 50, placeholder=" ...")
-    return style.plain_text(f"of branch {branch}'s: {names}")
+    return style.short(f"of branch {branch}'s: {', '.join(clusters[branch])}", 66)

@@ -1,27 +1,30 @@
 """Loss, accuracies and lambda over the epochs of a run."""
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dynkhydra_tf.figures import style
 
 
-def save_learning_curves(rows, top_k, path):
+def save_learning_curves(rows: list[dict], top_k: int, path: style.Path) -> None:
     """Draws loss and accuracies over the epochs, and lambda where the rows have it: of a Hydra.
 
     Args:
-        rows: list of dicts, the rows of metrics.csv.
-        top_k: int, K, drawn as the upper bound of lambda.
+        rows: the rows of metrics.csv.
+        top_k: K, the upper bound of lambda.
         path: the PNG to write.
     """
     branched = "active_branches" in rows[0]
-    figure = Figure(figsize=(12 if branched else 8, 3.6), layout="constrained")
+    figure = Figure(figsize=(12 if branched else 8, 4), layout="constrained")
     loss, accuracy, *others = figure.subplots(1, 3 if branched else 2)
     epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) == 1 else None  # one epoch makes no line
 
     def draw(axes, name, label, color):
-        axes.plot(epochs, [row[name] for row in rows], color=color, alpha=0.45, label=f"{label}, training")
-        axes.plot(epochs, [row[f"val_{name}"] for row in rows], color=color, label=f"{label}, held out")
+        of_training, held_out = ([row[key] for row in rows] for key in (name, f"val_{name}"))
+        axes.plot(epochs, of_training, color=color, alpha=0.45, marker=marker, label=f"{label}, training")
+        axes.plot(epochs, held_out, color=color, marker=marker, label=f"{label}, held out")
 
     draw(accuracy, "top1", "top-1", "tab:blue")
     if branched:
@@ -30,16 +33,27 @@ def save_learning_curves(rows, top_k, path):
         draw(accuracy, "gater_accuracy", "gater", "tab:orange")
         (active,) = others
         draw(active, "active_branches", r"$\lambda$", "tab:green")
-        active.axhline(top_k, color="gray", linestyle=":", label=f"K = {top_k}")
-        active.set(title=r"Branches per image, $\lambda$", ylim=(0, top_k + 0.4))
+        active.set(title=rf"Branches per image, $\lambda$ (at most K = {top_k})")
     else:
         draw(loss, "loss", "cross-entropy", "tab:blue")
-    loss.set(title="Loss (nats)", ylim=(0, None))
-    accuracy.set(title="Accuracy", ylim=(0, 1))
+    loss.set(title="Loss (nats)")
+    _shrink_a_peak(loss)
+    accuracy.set(title="Accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (loss, accuracy, *others):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        # Below, where it hides nothing.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=8, frameon=False)
     style.save(figure, path)
+
+
+def _shrink_a_peak(axes):
+    """Makes the vertical axis logarithmic where a few values would press all others to the bottom."""
+    values = np.concatenate([line.get_ydata() for line in axes.get_lines()]).astype(float)
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() > 10 * np.median(values):
+        axes.set_yscale("log")
+        style.plain_log_axis(axes.yaxis)

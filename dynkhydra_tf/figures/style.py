@@ -4,42 +4,97 @@ Drawn on `matplotlib.figure.Figure` and not through pyplot: no window system, no
 """
 
 import pathlib
+import textwrap
+import unicodedata
+import warnings
 
 from matplotlib import font_manager
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from dynkhydra_tf.files import replacing
 
+DPI = 110
 # For the characters that matplotlib's own font lacks; what a machine has of these is used, in this order.
 FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Noto Sans Devanagari")
 FALLBACK_FONTS += ("Noto Sans Bengali", "Noto Sans Thai", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic")
 FALLBACK_FONTS += ("Hiragino Sans GB", "Apple SD Gothic Neo", "Arial Unicode MS", "STIXGeneral")
+Path = str | pathlib.Path
 
 
-def plain_text(name):
+# === Names ===
+
+
+def plain_text(name: str) -> str:
     """Returns a name (of a class, a run, a file) that matplotlib draws as it is: no formula, in one line."""
     # A folder's name may hold bytes that are no UTF-8: surrogates, which cannot be drawn.
     return " ".join(name.split()).encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
-def short(name, most=44):
-    """Returns a name as `plain_text`, cut after so many characters."""
-    return plain_text(name if len(name) <= most else name[: most - 3] + "...")
+def short(name: str, columns: int = 44) -> str:
+    """Returns a name as `plain_text`, cut so that it takes at most so many columns."""
+    most = _characters(name, columns)
+    return plain_text(name if len(name) <= most else name[: most - 3].rstrip() + "...")
 
 
-def cluster_names(clusters):
+def wrapped(name: str, columns: int, lines: int) -> str:
+    """Returns a name as `plain_text`, in at most so many lines of so many columns."""
+    broken = textwrap.wrap(name, _characters(name, columns), max_lines=lines, placeholder=" ...")
+    return "\n".join(map(plain_text, broken))
+
+
+def _characters(text, columns):
+    """How many of a text's characters fit into so many columns; a Chinese one takes two."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return max(8, columns * len(text) // (len(text) + wide)) if text else columns
+
+
+def cluster_names(clusters: list[list[str]]) -> list[str]:
     """Returns "NUMBER: CLASS, CLASS, ..." for each cluster, a list of class names."""
     return [f"{number}: {', '.join(classes)}" for number, classes in enumerate(clusters)]
 
 
-def save(figure, path):
+# === Figures ===
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Gives a logarithmic axis plain numbers at 1, 2, 3, 5, 10 and so on, however short it is."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def lay_out(figure: Figure) -> None:
+    """Puts all that a figure has in its place, as it will be saved; only now can places be measured."""
+    _set_fonts(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `save` tells
+        figure.draw_without_rendering()
+
+
+def save(figure: Figure, path: Path) -> None:
     """Writes a matplotlib figure as a PNG; replaces `path` whole or not at all.
 
     Characters that matplotlib's own font lacks are taken from `FALLBACK_FONTS`, where these are installed.
+    One warning tells of those that are in none.
     """
+    _set_fonts(figure)
+    with replacing(pathlib.Path(path)) as temporary, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(temporary, dpi=DPI)
+    missing = [str(warning.message) for warning in caught if "missing from font" in str(warning.message)]
+    if missing := list(dict.fromkeys(missing)):
+        warnings.warn(
+            f"{path}: {missing[0]} {len(missing)} characters are drawn as boxes; install a font that has "
+            "them, such as Noto Sans CJK",
+            stacklevel=2,
+        )
+
+
+def _set_fonts(figure):
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts)
-    with replacing(pathlib.Path(path)) as temporary:
-        figure.savefig(temporary, dpi=110)

@@ -1,54 +1,64 @@
-"""Accuracy over compute: a line for each system through its depths."""
+"""Accuracy over compute: a line for each method through its depths."""
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dynkhydra_tf.figures import style
+from dynkhydra_tf.figures.labels import label_points
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def save_tradeoff(panels, path):
-    """Draws top-1 over MFLOPs per image, a line for each system, a point for each depth.
+def save_tradeoff(panels: dict[str, list[dict]], path: style.Path) -> None:
+    """Draws top-1 over MFLOPs per image, a line for each method, a point for each depth.
 
     Args:
         panels: {title: lines}; a line is a dict of label, points [(depth, MFLOPs, top-1 in %), ...], color,
             marker (int, a number for each variant) and dashed (bool: numbers of others, drawn hollow).
         path: the PNG to write.
     """
-    figure = Figure(figsize=(8 * len(panels), 5), layout="constrained")
+    figure = Figure(figsize=(10, 4.4 * len(panels)), layout="constrained")
+    drawn = []
     for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
     ):
-        for line in lines:
+        # Ours above the paper's, but first in the legend.
+        for number, line in enumerate(lines):
+            _, mflops, top1 = zip(*sorted(line["points"]), strict=True)
             look = {"linestyle": "--", "fillstyle": "none", "alpha": 0.6} if line["dashed"] else {}
             marker = MARKERS[line["marker"] % len(MARKERS)]
-            _draw_line(axes, line["points"], line["color"], line["label"], marker=marker, **look)
+            axes.plot(
+                mflops,
+                top1,
+                marker=marker,
+                color=line["color"],
+                label=line["label"],
+                zorder=9 - number / 99,
+                **look,
+            )
         axes.set(title=title, xlabel="MFLOPs per image", ylabel="top-1, %", xscale="log")
         _widen(axes)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+        drawn.append(axes)
+    for axes, lines in zip(drawn, panels.values(), strict=True):
+        label_points(axes, [_with_depths(line) for line in lines], fontsize=7)
     style.save(figure, path)
 
 
-def _draw_line(axes, points, color, label, **style):
-    """Draws (depth, mflops, top1) points; the first and the last tell their depth."""
-    points = sorted(points)
-    _, x, y = zip(*points, strict=True)
-    axes.plot(x, y, color=color, label=label, **style)
-    for depth, *place in {points[0], points[-1]}:
-        axes.annotate(f"d={depth}", place, (5, 4), textcoords="offset points", fontsize=7, color=color)
+def _with_depths(line):
+    """The points of a line for `label_points`: the first and the last tell their depth."""
+    points = sorted(line["points"])
+    depths = {points[0][0], points[-1][0]}
+    return [(x, y, f"d={depth}" if depth in depths else None) for depth, x, y in points]
 
 
 def _widen(axes):
-    """Gives one point or two a neighbourhood, and a short log axis plain numbers."""
+    """Gives one point or two a neighbourhood, and the horizontal axis plain numbers."""
     (low, high), (bottom, top) = axes.dataLim.intervalx, axes.dataLim.intervaly
     if high < 2 * low:
         middle = np.sqrt(low * high)
         axes.set_xlim(middle / 1.5, middle * 1.5)
     if top < bottom + 4:
         axes.set_ylim((bottom + top) / 2 - 2, (bottom + top) / 2 + 2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.plain_log_axis(axes.xaxis)
