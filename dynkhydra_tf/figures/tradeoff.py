@@ -18,30 +18,19 @@ def save_tradeoff(panels: dict[str, list[dict]], path: style.Path) -> None:
         path: the PNG to write.
     """
     figure = Figure(figsize=(10, 4.4 * len(panels)), layout="constrained")
-    drawn = []
-    for axes, (title, lines) in zip(
-        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
-    ):
-        # Ours above the paper's, but first in the legend.
+    all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
         for number, line in enumerate(lines):
             _, mflops, top1 = zip(*sorted(line["points"]), strict=True)
             look = {"linestyle": "--", "fillstyle": "none", "alpha": 0.6} if line["dashed"] else {}
-            marker = MARKERS[line["marker"] % len(MARKERS)]
-            axes.plot(
-                mflops,
-                top1,
-                marker=marker,
-                color=line["color"],
-                label=line["label"],
-                zorder=9 - number / 99,
-                **look,
-            )
+            look["marker"] = MARKERS[line["marker"] % len(MARKERS)]
+            # Earlier lines above later ones.
+            axes.plot(mflops, top1, color=line["color"], label=line["label"], zorder=9 - number / 99, **look)
         axes.set(title=title, xlabel="MFLOPs per image", ylabel="top-1, %", xscale="log")
         _widen(axes)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
-        drawn.append(axes)
-    for axes, lines in zip(drawn, panels.values(), strict=True):
+    for axes, lines in zip(all_axes, panels.values(), strict=True):
         label_points(axes, [_with_depths(line) for line in lines], fontsize=7)
     style.save(figure, path)
 
