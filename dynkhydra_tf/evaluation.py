@@ -10,7 +10,6 @@ Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all
 import dataclasses
 import pathlib
 import textwrap
-import types
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +21,6 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.gating import select_branches
-from dynkhydra_tf.old_flags import read_flags
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import EvaluationFile, FinishedRun, check_network, load_network, run_of
@@ -227,49 +225,6 @@ def tau_text(tau_rows):
         for row in tau_rows
     ]
     return table([["tau", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
-
-
-# === What commands share ===
-
-
-def open_hydra_run(options, parts, verb):
-    """Opens the run of a command that looks into a Hydra.
-
-    Args:
-        options: the command's flags, among them run_dir and output_dir.
-        parts: str, what it looks at, which a plain network has not. verb: str, what it does with it.
-
-    Returns:
-        `RunDirectory`, its training flags, the `pathlib.Path` to write to: by default RUN_DIR/evaluation.
-
-    Raises:
-        UserError: no --run_dir, no run, one of a plain network, or a place that cannot be written to.
-    """
-    if not options.run_dir:
-        raise UserError(f"Give --run_dir=DIR, the run whose {parts} to {verb}")
-    run = FinishedRun.open(options.run_dir)
-    run.check_hydra(parts)
-    trained_with = read_flags(run.path / "flags.cfg")
-    run = types.SimpleNamespace(path=run.path, model=run.model_path, partition=run.path / "partition.json")
-    output = pathlib.Path(options.output_dir or run.path / "evaluation")
-    check_writable(output, "output_dir")
-    return run, trained_with, output
-
-
-def read_taus(texts, flag):
-    """Returns the thresholds of a flag as floats.
-
-    Raises:
-        UserError: they are not numbers in [0, 1).
-    """
-    try:
-        taus = [float(text) for text in texts]
-    except ValueError:
-        taus = [-1.0]
-    if not all(0 <= tau < 1 for tau in taus):
-        received = ",".join(texts)
-        raise UserError(f"--{flag} must be numbers in [0, 1), separated by commas. Received: {received}")
-    return taus
 
 
 # === The command ===

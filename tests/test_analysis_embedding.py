@@ -6,7 +6,7 @@ import tensorflow as tf
 import threadpoolctl
 
 from dynkhydra_tf.analysis.embedding import (
-    define_flags,
+    Options,
     embed,
     main,
     means_of_classes,
@@ -56,11 +56,11 @@ def test_a_sample_depends_on_its_seed_alone_and_takes_all_alike(numbered):
 
 def test_features_are_the_extractors():
     images = np.random.default_rng(0).integers(0, 256, (21, 2, 2, 3), np.uint8)
-    features = embed(build_extractor("pixels"), images, batch_size=8, progress=False)
+    features = embed(build_extractor("pixels"), images, batch_size=8)
     np.testing.assert_allclose(features, images.reshape(21, -1) / 255, rtol=1e-6)
     broken = Extractor("broken", "broken", lambda: Network(None, lambda x: tf.reduce_mean(x, [1, 2]) / 0.0))
     with pytest.raises(UserError, match="broken gives features that are not finite"):
-        embed(broken, np.zeros((2, 2, 2, 3), np.uint8), progress=False)
+        embed(broken, np.zeros((2, 2, 2, 3), np.uint8))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -99,7 +99,7 @@ def make_run(tmp_path, write_flags):
 
 @pytest.fixture
 def command(run_command):
-    return lambda *arguments: run_command(main, define_flags, *arguments)
+    return lambda *arguments: run_command(main, Options, *arguments)
 
 
 def test_command(command, make_run, tmp_path, capsys):
@@ -124,7 +124,7 @@ def test_command(command, make_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Give --run_dir=DIR, the run whose partition to show"),
+        ([], "Give --run_dir=DIR, the run whose partition to look at"),
         (["--run_dir=nowhere"], "Cannot read the flags of a run from nowhere/flags.cfg"),
         (["--run_dir=run", "--feature_extractor=pixel"], "Did you mean pixels?"),
         (["--run_dir=run", "--images_per_class=0"], "images_per_class"),

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf import figures
-from dynkhydra_tf.analysis.interpolation import define_flags, interpolate, main
+from dynkhydra_tf.analysis.interpolation import Options, interpolate, main
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
@@ -168,7 +168,7 @@ def make_run(tmp_path, write_flags):
 
 @pytest.fixture
 def command(run_command):
-    return lambda *arguments: run_command(main, define_flags, *arguments)
+    return lambda *arguments: run_command(main, Options, *arguments)
 
 
 def test_command(command, make_run, tmp_path, capsys):
@@ -177,6 +177,7 @@ def test_command(command, make_run, tmp_path, capsys):
     options = [f"--run_dir={run}", f"--output_dir={tmp_path}/out", "--branches=2,0", "--points=3"]
     assert command(*options) is None
     printed = capsys.readouterr().out
+    assert printed.startswith(f"run, 190 epochs, piecewise: {run}/model.keras on digits/test")
     assert "branch 2, " in printed and "2, 5, 8" in printed and "loss both" in printed
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     with (tmp_path / "out" / "interpolation.csv").open(newline="") as file:
@@ -189,10 +190,12 @@ def test_command(command, make_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Give --run_dir=DIR, the run whose branches to interpolate"),
+        ([], "Give --run_dir=DIR, the run whose branches to look at"),
         (["--run_dir=nowhere"], "Cannot read the flags of a run from nowhere/flags.cfg"),
         (["--run_dir=run"], "model.keras is not there; a run has one after its last epoch"),
         (["--run_dir=run", "--points=1"], "points"),
+        (["--run_dir=run", "--branches=1,1"], "--branches must be two different numbers in 0..2"),
+        (["--run_dir=run", "--branches=a,b"], "--branches=a,b: it must be whole numbers"),
     ],
 )
 def test_bad_input(command, make_run, monkeypatch, tmp_path, capsys, arguments, message):
@@ -203,12 +206,12 @@ def test_bad_input(command, make_run, monkeypatch, tmp_path, capsys, arguments, 
     assert error.startswith("error: ") and message in error
 
 
-@pytest.mark.parametrize("branches", ["1", "1,1", "0,3", "a,b", "0,1,2"])
+@pytest.mark.parametrize("branches", ["", "1", "0,3", "0,1,2"])
 def test_bad_branches(command, make_run, capsys, branches):
     run = make_run(model=False)
     (run / "model.keras").write_bytes(b"not looked at yet")
     assert command(f"--run_dir={run}", f"--branches={branches}") == 2
-    message = f"--branches must be two different numbers in 0..2, such as 0,1. Received: {branches}"
+    message = f"--branches must be two different numbers in 0..2, such as 0,1. Received: {branches or 'none'}"
     assert message in capsys.readouterr().err
 
 

@@ -11,24 +11,28 @@ RUN_DIR/evaluation, or --output_dir. Axis letters: M classes, S image size, F fe
 in all.
 """
 
+import dataclasses
+
 import numpy as np
-from absl import flags
+import tensorflow as tf
 from sklearn.manifold import TSNE
 
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.data import load_data
+from dynkhydra_tf.analysis.options import HydraRunOptions
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import open_hydra_run
+from dynkhydra_tf.fields import setting
 from dynkhydra_tf.files import write_csv
 from dynkhydra_tf.meter import Meter
-from dynkhydra_tf.old_flags import data_settings
-from dynkhydra_tf.partition import ClassPartition, build_extractor
+from dynkhydra_tf.partition import Extractor, build_extractor
+from dynkhydra_tf.runs import EvaluationFile
 
 PERPLEXITY = 30
 IMAGES, LEAST_PER_CLASS = 2000, 10  # a sample's size unless told otherwise
 
 
-def sample_images(examples, num_classes, images_per_class, seed):
+def sample_images(
+    examples: tf.data.Dataset, num_classes: int, images_per_class: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws images of each class at random, in one pass (reservoir sampling).
 
     Args:
@@ -54,7 +58,7 @@ def sample_images(examples, num_classes, images_per_class, seed):
     )
 
 
-def embed(extractor, images, batch_size=16, progress=True):
+def embed(extractor: Extractor, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Returns the features (n, F) float32 of images (n, S, S, 3) uint8.
 
     Raises:
@@ -65,8 +69,7 @@ def embed(extractor, images, batch_size=16, progress=True):
     with Meter("features", len(images), "image") as meter:
         for start in range(0, len(images), batch_size):
             features.append(np.asarray(extractor(images[start : start + batch_size])))
-            if progress:
-                meter.update(start + len(features[-1]))
+            meter.update(start + len(features[-1]))
     features = np.concatenate(features)
     if not np.isfinite(features).all():
         raise UserError(
@@ -75,14 +78,14 @@ def embed(extractor, images, batch_size=16, progress=True):
     return features
 
 
-def reduce_dimensions(features, dimensions, seed):
+def reduce_dimensions(features: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
     """Returns the t-SNE of features (n, F), n > D, as points (n, D) float32; D is 2 or 3."""
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(dimensions, perplexity=perplexity, init="pca", random_state=seed)
     return tsne.fit_transform(features)
 
 
-def means_of_classes(points, labels, num_classes):
+def means_of_classes(points: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the mean (M, D) of the points (n, D) of each class; labels (n,); nan for a class without."""
     means = np.full((num_classes, points.shape[1]), np.nan)
     for label in np.unique(labels):
@@ -93,40 +96,30 @@ def means_of_classes(points, labels, num_classes):
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(HydraRunOptions):
+    """The flags of this command."""
 
-    def define(kind, *args, **kwargs):
-        kind(*args, flag_values=flag_values, **kwargs)
-
-    define(flags.DEFINE_string, "run_dir", None, "The run whose partition to show.")
-    define(
-        flags.DEFINE_string, "data_dir", None, "Where the data set lies, as in train.py; default: the run's."
-    )
-    define(flags.DEFINE_string, "feature_extractor", None, "As in train.py; default: the run's.")
-    define(flags.DEFINE_string, "feature_weights", None, "As in train.py; default: the run's.")
-    define(
-        flags.DEFINE_integer,
-        "images_per_class",
+    feature_extractor: str | None = setting(None, "As in train.py; default: the run's.", path=True)
+    feature_weights: str | None = setting(None, "As in train.py; default: the run's.", path=True)
+    images_per_class: int | None = setting(
         None,
         f"Images of each class, drawn at random; default: about {IMAGES} in all, of each class at least "
         f"{LEAST_PER_CLASS}.",
-        lower_bound=1,
+        least=1,
     )
-    define(flags.DEFINE_integer, "seed", 0, "Of the draw and of t-SNE.", lower_bound=0, upper_bound=2**32 - 1)
-    define(flags.DEFINE_string, "output_dir", None, "Where to write; default RUN_DIR/evaluation.")
+    seed: int = setting(0, "Of the draw and of t-SNE.", least=0, most=2**32 - 1)
 
 
-def main(options):
+def main(options: Options) -> None:
     """Embeds a sample of a run's training images and draws it."""
     # === What to show ===
-    run, trained_with, output = open_hydra_run(options, "partition", "show")
-    weights = options.feature_weights
+    run, output = options.open_run("partition")
+    trained_with, weights = run.settings.partition, options.feature_weights
     if weights is None:  # the run's are those of the run's extractor
         weights = "imagenet" if options.feature_extractor else trained_with.feature_weights
     extractor = build_extractor(options.feature_extractor or trained_with.feature_extractor, weights)
-    data = load_data(**data_settings(trained_with, options.data_dir))
-    partition = ClassPartition.load(run.partition, data.name, data.class_names)
+    data, partition = options.open_data(run), run.partition
     extractor.load()
 
     # === Embed, reduce, draw, write ===
@@ -140,16 +133,17 @@ def main(options):
         {"class": name, "cluster": cluster}
         for name, cluster in zip(partition.class_names, partition.cluster_of_class, strict=True)
     ]
+    pictures = {2: EvaluationFile.EMBEDDING_2D, 3: EvaluationFile.EMBEDDING_3D}
     for dimensions, axes in ((2, ("x_2d", "y_2d")), (3, ("x_3d", "y_3d", "z_3d"))):
         print(f"t-SNE to {dimensions} dimensions", flush=True)
         points = reduce_dimensions(features, dimensions, options.seed)
         means = means_of_classes(points, labels, data.num_classes)
-        figures.save_embedding(points, labels, means, partition, output / f"embedding_{dimensions}d.png")
+        figures.save_embedding(points, labels, means, partition, output / pictures[dimensions])
         for row, mean in zip(rows, means, strict=True):
             row.update((axis, f"{value:.6g}") for axis, value in zip(axes, mean, strict=True))
-    write_csv(output / "embedding.csv", rows)
-    print(f"Written to {output}: embedding_2d.png, embedding_3d.png, embedding.csv")
+    write_csv(output / EvaluationFile.EMBEDDING_ROWS, rows)
+    print(f"Written to {output}: {', '.join([*pictures.values(), EvaluationFile.EMBEDDING_ROWS])}")
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)

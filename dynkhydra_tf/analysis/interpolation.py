@@ -27,19 +27,21 @@ as it is. Axis letters: B batch, T alphas, M classes, R ways to read a branch, h
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.data import load_data
+from dynkhydra_tf.analysis.options import HydraRunOptions
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import check_images, load_network, open_hydra_run
+from dynkhydra_tf.fields import setting
 from dynkhydra_tf.files import write_csv
-from dynkhydra_tf.old_flags import data_settings
+from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import clusters_of
+from dynkhydra_tf.runs import EvaluationFile
+from dynkhydra_tf.settings import length_text
 from dynkhydra_tf.tables import table
 
 OWN_HEAD, ENSEMBLE = "own head", "ensemble"
@@ -69,12 +71,12 @@ class Interpolation:
     top1: np.ndarray
 
     @property
-    def hill(self):
+    def hill(self) -> np.ndarray:
         """(R, 2), how far the loss on both partitions rises above the worse of the two ends, in nats."""
         loss = self.loss[..., 0]
         return loss.max(axis=-1) - np.maximum(loss[..., 0], loss[..., -1])
 
-    def rows(self):
+    def rows(self) -> list[dict[str, str | float]]:
         """Returns a dict for each reading, statistics and alpha, as interpolation.csv has them."""
         names = [f"{kind}_{on}" for kind in ("loss", "top1") for on in ("both", "first", "second")]
         return [
@@ -90,7 +92,14 @@ class Interpolation:
         ]
 
 
-def interpolate(model, first, second, alphas, examples, training_examples):
+def interpolate(
+    model: Hydra,
+    first: int,
+    second: int,
+    alphas: Sequence[float],
+    examples: tf.data.Dataset,
+    training_examples: tf.data.Dataset,
+) -> Interpolation:
     """Evaluates the branches on the line between two branches (Fig. 5).
 
     Args:
@@ -222,64 +231,48 @@ def _reestimated(branch, points, batches):
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(HydraRunOptions):
+    """The flags of this command."""
 
-    def define(kind, *args, **kwargs):
-        kind(*args, flag_values=flag_values, **kwargs)
-
-    define(flags.DEFINE_string, "run_dir", None, "The run whose branches to interpolate.")
-    define(
-        flags.DEFINE_string, "data_dir", None, "Where the data set lies, as in train.py; default: the run's."
+    branches: tuple[int, ...] = setting(
+        (0, 1), "Two branches, such as 3,17. The paper: a random pair.", least=0
     )
-    define(
-        flags.DEFINE_list,
-        "branches",
-        ["0", "1"],
-        "Two branches, such as 3,17. The paper: a random pair.",
-    )
-    define(flags.DEFINE_integer, "points", 21, "Values of alpha, evenly spaced from 0 to 1.", lower_bound=2)
-    define(flags.DEFINE_enum, "split", "test", ["train", "validation", "test"], "The images to evaluate on.")
-    define(flags.DEFINE_string, "output_dir", None, "Where to write; default RUN_DIR/evaluation.")
+    points: int = setting(21, "Values of alpha, evenly spaced from 0 to 1.", least=2)
+    split: str = setting("test", "The images to evaluate on.", choices=("train", "validation", "test"))
 
 
-def main(options):
+def main(options: Options) -> None:
     """Interpolates between two branches of a run, prints the result and writes it."""
     # === What to interpolate ===
-    run, trained_with, output = open_hydra_run(options, "branches", "interpolate")
-    first, second = _branches(options.branches, trained_with.num_branches)
-    model = load_network(run.model)
-    data = load_data(**data_settings(trained_with, options.data_dir))
+    run, output = options.open_run("branches")
+    pair, num_branches = options.branches, run.settings.network.num_branches
+    if len(pair) != 2 or max(pair) >= num_branches:
+        raise UserError(
+            f"--branches must be two different numbers in 0..{num_branches - 1}, such as 0,1. "
+            f"Received: {','.join(map(str, pair)) or 'none'}"
+        )
+    model = run.load_model()
+    data = options.open_data(run)
     examples, training_examples = data.examples(options.split), data.examples("train")
-    check_images(run.model, model, data)
 
     # === Interpolate, print, write ===
     alphas = np.linspace(0, 1, options.points)
-    result = interpolate(model, first, second, alphas, examples, training_examples)
+    result = interpolate(model, *pair, alphas, examples, training_examples)
     clusters = clusters_of(data.class_names, model.cluster_of_class)
-    print(f"{run.model} on {data.name}/{options.split}")
+    optimisation = run.settings.optimisation
+    title = f"{run.name}, {length_text(optimisation.epochs, optimisation.schedule)}"
+    print(f"{title}: {run.model_path} on {data.name}/{options.split}")
     for branch, count in zip(result.branches, result.images, strict=True):
         print(f"branch {branch}, {count} images: {textwrap.shorten(', '.join(clusters[branch]), 80)}")
     for r, reading in enumerate(result.readings):
         hills = [f"{hill:.2f} with {kind}" for kind, hill in zip(STATISTICS, result.hill[r], strict=True)]
         print(f"\nRead by the {reading}, statistics re-estimated\n{_text(result, r)}")
         print(f"Rise above the worse end, nats: {', '.join(hills)} statistics")
-    write_csv(output / "interpolation.csv", result.rows())
-    figures.save_interpolation(result, clusters, output / "interpolation.png")
-    print(f"\nWritten to {output}: interpolation.csv, interpolation.png")
-
-
-def _branches(texts, num_branches):
-    try:
-        branches = [int(text) for text in texts]
-    except ValueError:
-        branches = []
-    if len(set(branches)) != 2 or len(branches) != 2 or not set(branches) <= set(range(num_branches)):
-        raise UserError(
-            f"--branches must be two different numbers in 0..{num_branches - 1}, such as 0,1. "
-            f"Received: {','.join(texts)}"
-        )
-    return branches
+    write_csv(output / EvaluationFile.INTERPOLATION_ROWS, result.rows())
+    figures.save_interpolation(result, clusters, output / EvaluationFile.INTERPOLATION, title)
+    written = (EvaluationFile.INTERPOLATION_ROWS, EvaluationFile.INTERPOLATION)
+    print(f"\nWritten to {output}: {', '.join(written)}")
 
 
 def _text(result, r):
@@ -294,4 +287,4 @@ def _text(result, r):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)

@@ -9,13 +9,14 @@ from matplotlib.ticker import PercentFormatter
 from dynkhydra_tf.figures import style
 
 
-def save_interpolation(result: Any, clusters: list[list[str]], path: style.Path) -> None:
+def save_interpolation(result: Any, clusters: list[list[str]], path: style.Path, title: str = "") -> None:
     """Draws loss and top-1 over alpha, a row of panels for each reading.
 
     Args:
         result: `analysis.interpolation.Interpolation`.
         clusters: nb lists of class names.
         path: the PNG to write.
+        title: whose branches they are.
     """
     figure = Figure(figsize=(11, 1.3 + 3.5 * len(result.readings)), layout="constrained")
     panels = figure.subplots(len(result.readings), 2, sharex=True, squeeze=False)
@@ -32,6 +33,8 @@ def save_interpolation(result: Any, clusters: list[list[str]], path: style.Path)
         panels[r, 0].set(title=f"Loss (nats), read by {how}")
         panels[r, 1].set(title=f"Top-1, read by {how}")
         panels[r, 1].yaxis.set_major_formatter(PercentFormatter(1))
+    if title:
+        figure.suptitle(style.plain_text(title), fontsize=10)
     for axes in panels[-1]:
         axes.set_xlabel(rf"$\alpha$: 0 is branch {a}, 1 is branch {b}")
         axes.set_xlim(0, 1)
