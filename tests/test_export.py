@@ -47,7 +47,7 @@ def command(run_command):
 
 @pytest.fixture
 def verified(run_command):
-    return lambda *arguments: run_command(verify.main, verify.define_flags, *arguments)
+    return lambda *arguments: run_command(verify.main, verify.Options, *arguments)
 
 
 def entries(path):

@@ -633,4 +633,10 @@ def test_bad_calls_of_the_command(run_client, target, photos, unused_port):
 def test_the_command_with_a_server_of_another_model(run_client, prepared, photos):
     prepared.answers = [reply({}), reply({"predictions": [{"score": 0.5, "label": "ant"}]})]
     status, _, err = run_client(f"--url={prepared.url}", *photos)
-    assert status == 2 and "the answer must have ['active_branches', " in err
+    assert status == 2 and "the answer must have ['label', 'probabilities']" in err
+
+
+def test_the_command_with_a_plain_network(run_client, prepared, photos):
+    prepared.answers = [reply({}), reply({"predictions": [{"label": "ant", "probabilities": [0.25, 0.75]}]})]
+    status, out, _ = run_client(f"--url={prepared.url}", photos[0])
+    assert status is None and out == f"{photos[0]}  ant  75.0%\n"

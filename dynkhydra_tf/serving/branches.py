@@ -10,6 +10,7 @@ H W C feature map of the stem, h w c projection of a branch, P floats of one bra
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -158,7 +159,7 @@ class UnrolledBranches(tf.Module):
 
 
 @contextlib.contextmanager
-def constant_weights(*layers):
+def constant_weights(*layers: keras.Layer) -> Iterator[None]:
     """A scope in which the layers' variables are constants of the function that is being traced.
 
     For converters. A variable, or a constant of the function outside, would come into a tf.cond's function

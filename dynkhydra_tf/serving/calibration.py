@@ -1,6 +1,7 @@
 """Which tau to serve with: given, or picked from a tau table for a budget of compute or of accuracy."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from dynkhydra_tf.errors import UserError
 
@@ -21,7 +22,7 @@ class Choice:
     reason: str
 
 
-def least_active_branches(rows, target):
+def least_active_branches(rows: Sequence[Mapping], target: float) -> Choice:
     """Picks the lowest tau of a table at which an image runs at most `target` branches on average.
 
     Args:
@@ -48,7 +49,7 @@ def least_active_branches(rows, target):
     )
 
 
-def most_tau_within(rows, points):
+def most_tau_within(rows: Sequence[Mapping], points: float) -> Choice:
     """Picks the highest tau of a table that is at most `points` percentage points below the best accuracy.
 
     Args:

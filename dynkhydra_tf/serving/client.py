@@ -363,12 +363,13 @@ def define_flags(flag_values):
 
 def _line(answer, top):
     """What a server answered for one picture, as text; at most `top` of its best labels."""
-    needed = {"label", "probabilities", "active_branches"}
+    needed = {"label", "probabilities"}
     if not needed <= set(answer):
         raise UserError(f"the answer must have {sorted(needed)}. Received: {sorted(answer)}")
-    branches = int(answer["active_branches"][0])
-    line = f"{answer['label'][0].decode()}  {answer['probabilities'][0].max():.1%}  "
-    line += f"{branches} {'branch' if branches == 1 else 'branches'}"
+    line = f"{answer['label'][0].decode()}  {answer['probabilities'][0].max():.1%}"
+    if "active_branches" in answer:  # not of a plain network
+        branches = int(answer["active_branches"][0])
+        line += f"  {branches} {'branch' if branches == 1 else 'branches'}"
     if top and "top_labels" in answer:
         best = zip(answer["top_labels"][0][:top], answer["top_probabilities"][0][:top], strict=True)
         line += "  " + ", ".join(f"{label.decode()} {probability:.1%}" for label, probability in best)

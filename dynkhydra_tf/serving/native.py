@@ -115,7 +115,7 @@ class SavedModel:
         """Closes it."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Gives its memory back, once no thread runs it any more; may be called twice."""
         self._session = None
 
@@ -192,11 +192,11 @@ class Request:
         """Closes it."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Gives its memory back; may be called twice."""
         self._release()
 
-    def run(self):
+    def run(self) -> None:
         """Runs the model once.
 
         Raises:
@@ -317,7 +317,7 @@ def _check(tf, status):
         raise ModelError(tf.TF_Message(status).decode(errors="replace"))
 
 
-def find_library():
+def find_library() -> pathlib.Path | None:
     """Returns the path of the installed tensorflow's libtensorflow_cc, or None; imports nothing."""
     spec = importlib.util.find_spec("tensorflow")
     for folder in spec.submodule_search_locations if spec else ():

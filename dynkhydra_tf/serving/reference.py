@@ -8,6 +8,7 @@ Axis letters: B batch, S side of an image.
 
 import base64
 import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ def _pictures(rng, batch, height, width):
     return tf.cast(tf.image.resize(coarse, (height, width)), tf.uint8).numpy()
 
 
-def difference(expected, received):
+def difference(expected: dict, received: dict) -> float:
     """Compares two answers.
 
     Args:
@@ -123,7 +124,7 @@ def difference(expected, received):
 # === The file ===
 
 
-def to_json(requests):
+def to_json(requests: Sequence[dict]) -> dict:
     """Returns the requests as a value that `json` can write."""
 
     def arrays(named):
@@ -140,7 +141,7 @@ def to_json(requests):
     return {"tolerance": TOLERANCE, "requests": records}
 
 
-def load(path):
+def load(path: str | os.PathLike) -> tuple[list[dict], float]:
     """Reads a reference file; returns (requests as `make_reference` gives them, tolerance).
 
     Raises:

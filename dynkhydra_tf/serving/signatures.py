@@ -101,14 +101,14 @@ def signatures(
     return served
 
 
-def concrete(call, *inputs):
+def concrete(call: Callable, *inputs: tf.TensorSpec) -> Callable:
     """Traces `call` for inputs of the given `tf.TensorSpec`s and returns the concrete function."""
     traced = tf.function(call, input_signature=inputs, autograph=False).get_concrete_function()
     traced.traced_from = call  # a concrete function alone does not keep its variables alive
     return traced
 
 
-def decode(image_bytes, size, fit):
+def decode(image_bytes: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     """Decodes files and prepares them as in training.
 
     Args:

@@ -8,33 +8,39 @@ The first runs the directory in TensorFlow's C API, the loader that TensorFlow S
 running server. Exit status 0: all answers agree; 1: some do not.
 """
 
+import dataclasses
 import pathlib
 import sys
-
-from absl import flags
+from collections.abc import Callable
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.serving import native, reference
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
 from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.tables import table
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, *args, **kwargs):
-        kind(*args, flag_values=flag_values, **kwargs)
+    model_dir: str | None = setting(None, "A version directory, such as served/digits/1.", path=True)
+    url: str | None = setting(None, "A running server's REST address, up to the model's name.")
+    grpc: str | None = setting(None, "A running server's gRPC address, HOST:PORT; with --model.")
+    model: str | None = setting(None, "The model's name on the gRPC server.")
+    timeout: float = setting(10.0, "Seconds that a server has for an answer.", least=0.1)
 
-    define(flags.DEFINE_string, "model_dir", None, "A version directory, such as served/digits/1.")
-    define(flags.DEFINE_string, "url", None, "A running server's REST address, up to the model's name.")
-    define(flags.DEFINE_string, "grpc", None, "A running server's gRPC address, HOST:PORT; with --model.")
-    define(flags.DEFINE_string, "model", None, "The model's name on the gRPC server.")
-    define(flags.DEFINE_float, "timeout", 10.0, "Seconds that a server has for an answer.", lower_bound=0.1)
+    def check(self) -> None:
+        """Checks what goes together."""
+        if not self.model_dir:
+            raise UserError("Give --model_dir=DIR/VERSION, where the reference requests are")
+        if (self.url and self.grpc) or bool(self.grpc) != bool(self.model):
+            raise UserError("Give either --url, or --grpc with --model, or none of them")
 
 
-def replay(requests, answer):
+def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | str]]:
     """Asks every request and returns (signature, difference or the error's text) of each.
 
     Args:
@@ -52,12 +58,8 @@ def replay(requests, answer):
     return results
 
 
-def main(options):
+def main(options: Options) -> None:
     """Replays, prints a row for each request, and ends with 1 where an answer differs."""
-    if not options.model_dir:
-        raise UserError("Give --model_dir=DIR/VERSION, where the reference requests are")
-    if (options.url and options.grpc) or bool(options.grpc) != bool(options.model):
-        raise UserError("Give either --url, or --grpc with --model, or none of them")
     directory = pathlib.Path(options.model_dir)
     requests, tolerance = reference.load(directory / "assets.extra" / "reference.json")
     if options.url:
@@ -84,4 +86,4 @@ def _agrees(result, tolerance):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, Options)
