@@ -1,6 +1,7 @@
 """The whole command, on the digits: what it writes, how it goes on, and what it refuses."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import export
 import train
 from dynkhydra_tf import evaluation
 from dynkhydra_tf.costs import plain_costs
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.settings import Settings
@@ -99,17 +101,33 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     assert "--tau=0.2 (the run's: 0.08)" in capsys.readouterr().err
     assert (run / "flags.cfg").read_text() == before
 
-    # So are other images under the same flags.
+    # So are other images under the same flags, where there is something left to train.
+    (run / "summary.json").unlink()
     data = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps({**data, "sizes": {**data["sizes"], "train": 1197}}))
     assert command("--epochs=1", "--warmup_epochs=0") == 2
     assert "was trained on other images: 1197 images for train then, 1198 now" in capsys.readouterr().err
 
 
-def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys):
+def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    assert command("--system=plain", "--epochs=2") is None
+    plain = ("--system=plain", "--schedule=piecewise")
+
+    def fill(model, path):
+        if model.optimizer.iterations == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keras.Model.save(model, path)
+
+    # The disk is full when the second epoch ends; then there is room.
+    with monkeypatch.context() as patch:
+        patch.setattr(Plain, "save", fill)
+        assert command(*plain, "--epochs=2") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: No space left on the disk of {run}. What the run saved is safe")
+    assert os.listdir(run / "checkpoints") == ["step-00000005.keras"]
+    assert command(*plain, "--epochs=2") is None
     printed = capsys.readouterr().out
+    assert f"{run}: going on after step 5, epoch 1.00 of 2." in printed
     assert "digits, 599 test images: top-1" in printed and "plain resnet, d=1" in printed
     assert "gater" not in printed and "branches" not in printed.split("per image")[1].split("\n", 1)[1]
     summary = json.loads((run / "summary.json").read_text())
@@ -122,11 +140,19 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert not (run / "partition.json").exists() and not (run / "branches.png").exists()
 
     # Run again it trains no more; with other flags it is not its run.
-    assert command("--system=plain", "--epochs=2") is None
-    assert printed.splitlines()[-5:] == capsys.readouterr().out.splitlines()[-5:]
+    assert command(*plain, "--epochs=2") is None
+    again = capsys.readouterr().out
+    assert f"{run} is finished: 2 epochs. More --epochs go on from here" in again
+    assert printed.splitlines()[-5:] == again.splitlines()[-5:]
     assert len(rows_of(run)) == 2
-    assert command("--epochs=2") == 2
+    assert command("--schedule=piecewise", "--epochs=2") == 2
     assert "--system=hydra (the run's: plain)" in capsys.readouterr().err
+
+    # It goes on to more epochs.
+    assert command(*plain, "--epochs=3") is None
+    assert "going on after step 10, epoch 2.00 of 3." in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    assert (len(rows_of(run)), summary["epochs"]) == (3, 3)
 
     # The other commands know it.
     assert run_command(evaluation.main, evaluation.Options, f"--run_dir={run}") is None
@@ -202,6 +228,17 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000005.keras"]
     assert len(rows_of(tmp_path / "run")) == 1
     assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize("late", ["training_batches", "evaluation_batches", "make_backbone", "Plain"])
+def test_what_fails_on_data_fails_before_the_run_is_started(command, tmp_path, monkeypatch, capsys, late):
+    def fail(*_, **__):
+        raise UserError("one of these images is none")
+
+    monkeypatch.setattr(train, late, fail)
+    assert command("--system=plain", "--epochs=2") == 2
+    assert "one of these images is none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
