@@ -158,8 +158,8 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert run_command(evaluation.main, evaluation.Options, f"--run_dir={run}") is None
     assert f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}" in capsys.readouterr().out
     served = f"--export_dir={tmp_path}/served"
-    assert run_command(export.main, export.define_flags, f"--run_dir={run}", served) == 2
-    assert "holds a plain network, and this command exports a Hydra" in capsys.readouterr().err
+    assert run_command(export.main, export.Options, f"--run_dir={run}", served, "--tau=0.1") == 2
+    assert "holds a plain network, without a gate: leave --tau out" in capsys.readouterr().err
     assert not (tmp_path / "served").exists()
 
 
