@@ -639,4 +639,4 @@ def test_the_command_with_a_server_of_another_model(run_client, prepared, photos
 def test_the_command_with_a_plain_network(run_client, prepared, photos):
     prepared.answers = [reply({}), reply({"predictions": [{"label": "ant", "probabilities": [0.25, 0.75]}]})]
     status, out, _ = run_client(f"--url={prepared.url}", photos[0])
-    assert status is None and out == f"{photos[0]}  ant  75.0%\n"
+    assert status == 0 and out == f"{photos[0]}  ant  75.0%\n"
