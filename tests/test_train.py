@@ -230,12 +230,23 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
     assert not (tmp_path / "run" / "model.keras").exists()
 
 
-@pytest.mark.parametrize("late", ["training_batches", "evaluation_batches", "make_backbone", "Plain"])
-def test_what_fails_on_data_fails_before_the_run_is_started(command, tmp_path, monkeypatch, capsys, late):
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("data", "training_batches"),
+        ("data", "evaluation_batches"),
+        ("backbones", "make_backbone"),
+        ("plain", "Plain"),
+    ],
+)
+def test_what_fails_on_data_fails_before_the_run_is_started(
+    command, tmp_path, monkeypatch, capsys, module, late
+):
     def fail(*_, **__):
         raise UserError("one of these images is none")
 
-    monkeypatch.setattr(train, late, fail)
+    monkeypatch.setattr(f"dynkhydra_tf.{module}.{late}", fail)
+    monkeypatch.setattr(train, late, fail, raising=False)  # where it was imported already
     assert command("--system=plain", "--epochs=2") == 2
     assert "one of these images is none" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
