@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
+from dynkhydra_tf.backbones.first_weights import GiveWeights
 from dynkhydra_tf.gating import COMBINATIONS, combination_weights, select_branches
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.model_parts import check_settings, make_combiner, make_gater, make_normalizer, unpack_batch
@@ -59,7 +60,8 @@ class Hydra(keras.Model):
         routing: "routed" or "dense", see `Branches`.
         ensemble_weight, gater_weight, branch_weight: floats >= 0, alpha1, alpha2, alpha3. With
             branch_weight 0 there are no heads.
-        mean, std: three floats each, the channels' mean and standard deviation, 0..255.
+        mean, std: three floats each, the channels' mean and standard deviation, 0..255; not used where the
+            backbone brings a normaliser of its own.
         part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutional parts.
             Gate, selection and losses are float32 always.
 
@@ -128,7 +130,7 @@ class Hydra(keras.Model):
     def _make_parts(self):
         # === Parts, each built here: the model is ready to call, to save and to count ===
         dtype = self.part_dtype
-        self.normalize = make_normalizer(self.mean, self.std)
+        self.normalize = make_normalizer(self.backbone, self.mean, self.std)
         self.stem = self.backbone.stem(dtype)
         self.stem.build((None, *self.backbone.input_shape))
         features_shape = self.stem.compute_output_shape((None, *self.backbone.input_shape))
@@ -255,7 +257,17 @@ class Hydra(keras.Model):
         """The running means that `fit` and `evaluate` reset and report."""
         return list(self._means.values())
 
-    # === Copies and serialisation ===
+    # === Weights, copies and serialisation ===
+
+    def set_first_weights(self, give: GiveWeights) -> None:
+        """Gives the backbone's parts the weights to start from, in place of those that Keras drew.
+
+        Args:
+            give: called for the stem, the gater trunk and each branch; see `backbones/first_weights.py`.
+        """
+        give("stem", self.stem)
+        give("gater_trunk", self.gater.layers[0])
+        self.branches.set_first_weights(lambda branch: give("branch", branch))
 
     @property
     def shared_parts(self):

@@ -26,11 +26,27 @@ def check_settings(mean, std, part_dtype):
         raise ValueError(f"part_dtype must be one of {PART_DTYPES}. Received: part_dtype={part_dtype!r}")
 
 
-def make_normalizer(mean, std):
-    """Returns the layer from images in 0..255 to normalised ones, float32; three numbers each."""
-    scale = [1 / value for value in std]
-    offset = [-m / s for m, s in zip(mean, std, strict=True)]
-    return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalize")
+def make_normalizer(backbone, mean, std):
+    """Returns the built layer from images in 0..255 to normalised ones, float32.
+
+    Args:
+        backbone: `Backbone`; its own normaliser, if it brings one.
+        mean, std: three numbers each, of the channels; else by these.
+
+    Raises:
+        ValueError: the backbone's has weights, which nothing would train or copy.
+    """
+    layer = backbone.normalizer()
+    if layer is None:
+        offset = [-m / s for m, s in zip(mean, std, strict=True)]
+        layer = keras.layers.Rescaling([1 / s for s in std], offset, dtype="float32", name="normalize")
+    layer.build((None, *backbone.input_shape))
+    if layer.weights:
+        raise ValueError(
+            "A backbone's normaliser has no weights; a layer with some belongs to its stem. "
+            f"Received: {layer.name} with {', '.join(weight.path for weight in layer.weights)}"
+        )
+    return layer
 
 
 def make_gater(backbone, num_branches, dtype=None):

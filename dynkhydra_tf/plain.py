@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
+from dynkhydra_tf.backbones.first_weights import GiveWeights
 from dynkhydra_tf.model_parts import check_settings, make_normalizer, make_plain, unpack_batch
 
 
@@ -21,7 +22,8 @@ class Plain(keras.Model):
     Args:
         backbone: a `Backbone`.
         num_classes: int >= 2, M.
-        mean, std: three floats each, the channels' mean and standard deviation, 0..255.
+        mean, std: three floats each, the channels' mean and standard deviation, 0..255; not used where the
+            backbone brings a normaliser of its own.
         part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutions; the
             classifier and the loss are float32 always.
 
@@ -48,7 +50,7 @@ class Plain(keras.Model):
         self.num_classes = int(num_classes)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.part_dtype = part_dtype
-        self.normalize = make_normalizer(self.mean, self.std)
+        self.normalize = make_normalizer(self.backbone, self.mean, self.std)
         self.network = make_plain(backbone, self.num_classes, part_dtype)
         self.network.build((None, *backbone.input_shape))
         self._means = {name: keras.metrics.Mean(name=name) for name in ("loss", "top1", "top5")}
@@ -89,7 +91,11 @@ class Plain(keras.Model):
         """The running means that `fit` and `evaluate` reset and report."""
         return list(self._means.values())
 
-    # === Copies and serialisation ===
+    # === Weights, copies and serialisation ===
+
+    def set_first_weights(self, give: GiveWeights) -> None:
+        """Gives all but the classifier the weights to start from; see `backbones/first_weights.py`."""
+        give("plain", self.network.layers[0])
 
     @property
     def shared_parts(self):

@@ -7,9 +7,11 @@ Axis letters: B batch, N branches (nb), R routes (pairs of image and branch that
 H W C feature map of the stem, h w c projection of a branch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 ROUTINGS = ("routed", "dense")
@@ -121,6 +123,16 @@ class Branches(keras.Layer):
         """Copies the weights of branch `index` into a layer that `branch` returned."""
         for variable, stack in zip(_variables_by_name(branch), self.stacks, strict=True):
             variable.assign(stack.value[index])
+
+    def set_first_weights(self, give: Callable[[keras.Layer], None]) -> None:
+        """Calls `give` on each branch, as a layer of its own, and takes over the weights it has then."""
+        branch, rows = self.branch(0), []
+        for index in range(self.num_branches):
+            self.load(branch, index)
+            give(branch)
+            rows.append([variable.numpy() for variable in _variables_by_name(branch)])
+        for stack, values in zip(self.stacks, zip(*rows, strict=True), strict=True):
+            stack.assign(np.stack(values))
 
     def call(self, features, needed, training=False):
         """Runs the branches.

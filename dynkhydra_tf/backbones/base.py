@@ -2,44 +2,57 @@
 
 import abc
 import dataclasses
+from typing import Any, Self
 
 import keras
+
+# What Keras takes as a layer's dtype; None: its global policy.
+DType = str | keras.DTypePolicy | None
 
 
 class Backbone(abc.ABC):
     """The convolutional parts that a Hydra is composed of.
 
     A subclass is a frozen dataclass of its sizes, registered with
-    `keras.saving.register_keras_serializable`, and sets `input_shape`, (H, W, 3). Each method returns
-    a new Keras layer with weights of its own; `dtype` is its Keras dtype policy. The layers of a branch
-    have explicit names: by these the weights of the twins are matched, in every process alike. Weight
-    regularisers of a layer are not used; the optimizer's weight decay is.
+    `keras.saving.register_keras_serializable`, and sets `input_shape`, (H, W, 3). Each factory returns
+    a new Keras layer with weights of its own, which it draws and does not load: it is called nb times for
+    the branches, by `from_config` and to count costs; see `first_weights.py` for weights from elsewhere.
+    `dtype` is a Keras dtype policy. The layers of a branch have explicit names: by these the weights of the
+    twins are matched, in every process alike. Weight regularisers of a layer are not used; the optimizer's
+    weight decay is.
     """
 
-    input_shape: tuple
+    input_shape: tuple[int, int, int]
 
     @abc.abstractmethod
-    def stem(self, dtype=None):
+    def stem(self, dtype: DType = None) -> keras.Layer:
         """Returns the shared part: (B, *input_shape) normalised images -> (B, H, W, C)."""
 
     @abc.abstractmethod
-    def branch(self, dtype=None):
+    def branch(self, dtype: DType = None) -> keras.Layer:
         """Returns one branch: the stem's output -> its projection (B, h, w, c)."""
 
     @abc.abstractmethod
-    def gater_trunk(self, dtype=None):
+    def gater_trunk(self, dtype: DType = None) -> keras.Layer:
         """Returns the gater without its classifier: the stem's output -> (B, h', w', c')."""
 
     @abc.abstractmethod
-    def plain(self, dtype=None):
-        """Returns the plain network of the same depth, the baseline: images -> its last feature map."""
+    def plain(self, dtype: DType = None) -> keras.Layer:
+        """Returns the plain network of the same depth, the baseline: normalised images -> its last map."""
 
-    def get_config(self):
+    def normalizer(self) -> keras.Layer | None:
+        """Returns a layer without weights from images, 0..255, uint8 or float, to float32 normalised ones.
+
+        None, the default: by the mean and the standard deviation that the model was given.
+        """
+        return None
+
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for Keras's serialisation."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Returns the backbone that `get_config` described."""
         return cls(**config)
 
@@ -64,7 +77,7 @@ class CutBackbone(Backbone):
     gater_width: float = 1.0
     image_size: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the sizes.
 
         Raises:
@@ -78,35 +91,35 @@ class CutBackbone(Backbone):
             )
 
     @abc.abstractmethod
-    def first_layers(self, width, dtype):
+    def first_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the list of layers up to the cut, channels times `width`, each with an explicit name."""
 
     @abc.abstractmethod
-    def last_layers(self, width, dtype):
+    def last_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the list of layers after the cut, channels times `width`, each with an explicit name."""
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, int, int]:
         """(H, W, 3)."""
         return (self.image_size, self.image_size, 3)
 
-    def stem(self, dtype=None):
+    def stem(self, dtype: DType = None) -> keras.Sequential:
         """Returns the first layers."""
         return keras.Sequential(self.first_layers(self.stem_width, dtype), name="stem")
 
-    def branch(self, dtype=None):
+    def branch(self, dtype: DType = None) -> keras.Sequential:
         """Returns the last layers."""
         return keras.Sequential(self.last_layers(self.branch_width, dtype), name="branch")
 
-    def gater_trunk(self, dtype=None):
+    def gater_trunk(self, dtype: DType = None) -> keras.Sequential:
         """Returns the last layers at the gater's width."""
         return keras.Sequential(self.last_layers(self.gater_width, dtype), name="gater_trunk")
 
-    def plain(self, dtype=None):
+    def plain(self, dtype: DType = None) -> keras.Sequential:
         """Returns all layers at width 1: the baseline is not narrowed."""
         return keras.Sequential(self.first_layers(1.0, dtype) + self.last_layers(1.0, dtype), name="plain")
 
 
-def scaled(channels, width):
+def scaled(channels: int, width: float) -> int:
     """Returns `channels` times `width` as a whole number, at least 1."""
     return max(1, round(channels * width))

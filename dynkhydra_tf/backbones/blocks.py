@@ -1,7 +1,12 @@
 """What all networks here are built of: the convolution unit and the classifier."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
+
+# A shape with its batch axis, None where a size is open: (B, H, W, C).
+Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
@@ -18,10 +23,12 @@ class BatchNorm(keras.layers.BatchNormalization):
             9 steps an epoch.
     """
 
-    def __init__(self, momentum=0.97, **kwargs):
+    def __init__(self, momentum: float = 0.97, **kwargs: Any) -> None:
         super().__init__(momentum=momentum, **kwargs)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Maps (B, H, W, C), B > 0, to the same; `training` moves the moving statistics."""
         training = bool(training and self.trainable)  # frozen, it is as at inference
         moving = () if training else (self.moving_mean.value, self.moving_variance.value)
@@ -41,8 +48,21 @@ class BatchNorm(keras.layers.BatchNormalization):
         return outputs
 
 
-def convolution(filters, kernel_size, strides=1, dtype=None, name=None):
-    """Returns a convolution that keeps the size times 1/strides, without bias: a normalisation follows."""
+def convolution(
+    filters: int,
+    kernel_size: int,
+    strides: int = 1,
+    dtype: str | keras.DTypePolicy | None = None,
+    name: str | None = None,
+) -> keras.layers.Conv2D:
+    """Returns a convolution that keeps the size times 1/strides, without bias: a normalisation follows.
+
+    Args:
+        filters: output channels.
+        kernel_size, strides: in pixels.
+        dtype: a Keras dtype policy.
+        name: of the layer.
+    """
     return keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -68,7 +88,15 @@ class ConvBN(keras.Layer):
             nothing between them, in place of the full convolution.
     """
 
-    def __init__(self, filters, kernel_size, strides=1, relu=True, separable=False, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        relu: bool = True,
+        separable: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
@@ -93,7 +121,7 @@ class ConvBN(keras.Layer):
         self.conv = convolution(filters, kernel_size, strides, dtype=self.dtype_policy, name="conv")
         self.norm = BatchNorm(dtype=self.dtype_policy, name="norm")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights."""
         if self.separable:
             self.depthwise.build(input_shape)
@@ -101,25 +129,25 @@ class ConvBN(keras.Layer):
         self.conv.build(input_shape)
         self.norm.build(self.conv.compute_output_shape(input_shape))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns (B, H/strides, W/strides, filters)."""
         if self.separable:
             input_shape = self.depthwise.compute_output_shape(input_shape)
         return self.conv.compute_output_shape(input_shape)
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps (B, H, W, C) to (B, H/strides, W/strides, filters)."""
         x = self.conv(self.depthwise(x) if self.separable else x)
         x = self.norm(x, training=training)
         return keras.ops.relu(x) if self.relu else x
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         keys = ("filters", "kernel_size", "strides", "relu", "separable")
         return {**super().get_config(), **{key: getattr(self, key) for key in keys}}
 
 
-def classifier(outputs):
+def classifier(outputs: int) -> list[keras.Layer]:
     """Returns the layers from a feature map (B, H, W, C) to logits (B, outputs), float32."""
     return [
         keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool"),

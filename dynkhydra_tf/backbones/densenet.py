@@ -7,11 +7,13 @@ the growth, a transition halves the channels, and the first convolution has twic
 """
 
 import dataclasses
+from typing import Any
 
 import keras
+import tensorflow as tf
 
-from dynkhydra_tf.backbones.base import CutBackbone, scaled
-from dynkhydra_tf.backbones.blocks import BatchNorm, ConvBN, convolution
+from dynkhydra_tf.backbones.base import CutBackbone, DType, scaled
+from dynkhydra_tf.backbones.blocks import BatchNorm, ConvBN, Shape, convolution
 
 GROWTH = 3
 
@@ -20,7 +22,9 @@ GROWTH = 3
 class NormReLU(BatchNorm):
     """Batch normalisation and ReLU ahead of a convolution; what it normalises goes elsewhere too."""
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Maps (B, H, W, C) to the same."""
         return keras.ops.relu(super().call(inputs, training=training))
 
@@ -33,29 +37,29 @@ class DenseLayer(keras.Layer):
         growth: int, channels to append.
     """
 
-    def __init__(self, growth, **kwargs):
+    def __init__(self, growth: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.growth = growth
         self.norm = NormReLU(dtype=self.dtype_policy, name="norm")
         self.bottleneck = ConvBN(4 * growth, 1, dtype=self.dtype_policy, name="bottleneck")
         self.conv = convolution(growth, 3, dtype=self.dtype_policy, name="conv")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights."""
         self.norm.build(input_shape)
         self.bottleneck.build(input_shape)
         self.conv.build(self.bottleneck.compute_output_shape(input_shape))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns (B, H, W, C + growth)."""
         return (*input_shape[:-1], input_shape[-1] + self.growth)
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps (B, H, W, C) to (B, H, W, C + growth)."""
         y = self.bottleneck(self.norm(x, training=training), training=training)
         return keras.ops.concatenate([x, self.conv(y)], axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "growth": self.growth}
 
@@ -68,7 +72,7 @@ class DenseNet(CutBackbone):
     A width multiplies the growth: stem_width=4 is a growth of 12 in the stem.
     """
 
-    def first_layers(self, width, dtype):
+    def first_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the first convolution, two blocks and their transitions."""
         growth = scaled(GROWTH, width)
         layers, channels = [convolution(2 * growth, 3, dtype=dtype, name="conv")], 2 * growth
@@ -84,7 +88,7 @@ class DenseNet(CutBackbone):
             ]
         return layers
 
-    def last_layers(self, width, dtype):
+    def last_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the third block and the normalisation that ends the network."""
         layers = _block(3, 12 * self.depth, scaled(GROWTH, width), dtype)
         return [*layers, NormReLU(dtype=dtype, name="norm")]

@@ -5,11 +5,13 @@ stride 2 at stages 2 and 3. Stem: the convolution and stages 1 and 2; branch and
 """
 
 import dataclasses
+from typing import Any
 
 import keras
+import tensorflow as tf
 
-from dynkhydra_tf.backbones.base import CutBackbone, scaled
-from dynkhydra_tf.backbones.blocks import ConvBN
+from dynkhydra_tf.backbones.base import CutBackbone, DType, scaled
+from dynkhydra_tf.backbones.blocks import ConvBN, Shape
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
@@ -26,7 +28,7 @@ class BasicBlock(keras.Layer):
         separable: bool, whether the convolutions are depthwise separable.
     """
 
-    def __init__(self, filters, strides=1, separable=False, **kwargs):
+    def __init__(self, filters: int, strides: int = 1, separable: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
@@ -35,16 +37,16 @@ class BasicBlock(keras.Layer):
         self.conv1 = ConvBN(filters, 3, strides=strides, name="conv1", **common)
         self.conv2 = ConvBN(filters, 3, relu=False, name="conv2", **common)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the two convolutions' weights."""
         self.conv1.build(input_shape)
         self.conv2.build(self.conv1.compute_output_shape(input_shape))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns (B, H/strides, W/strides, filters)."""
         return self.conv2.compute_output_shape(self.conv1.compute_output_shape(input_shape))
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps (B, H, W, C) to (B, H/strides, W/strides, filters)."""
         y = self.conv2(self.conv1(x, training=training), training=training)
         if self.strides > 1:
@@ -57,14 +59,16 @@ class BasicBlock(keras.Layer):
             x = x[..., : self.filters]
         return keras.ops.relu(x + y)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         config = {key: getattr(self, key) for key in ("filters", "strides", "separable")}
         return {**super().get_config(), **config}
 
 
-def stage(number, depth, filters, strides, separable=False, dtype=None):
-    """Returns a list of `depth` basic blocks, the first of which has the strides."""
+def stage(
+    number: int, depth: int, filters: int, strides: int, separable: bool = False, dtype: DType = None
+) -> list[BasicBlock]:
+    """Returns `depth` basic blocks, named after stage `number`, the first of which has the strides."""
     return [
         BasicBlock(
             filters,
@@ -82,7 +86,7 @@ def stage(number, depth, filters, strides, separable=False, dtype=None):
 class ResNet(CutBackbone):
     """The 6d+2-layer ResNet; the paper has d from 1 to 7 and 9."""
 
-    def first_layers(self, width, dtype):
+    def first_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the first convolution and stages 1 and 2."""
         return [
             ConvBN(scaled(16, width), 3, dtype=dtype, name="conv"),
@@ -90,6 +94,6 @@ class ResNet(CutBackbone):
             *stage(2, self.depth, scaled(32, width), 2, dtype=dtype),
         ]
 
-    def last_layers(self, width, dtype):
+    def last_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns stage 3."""
         return stage(3, self.depth, scaled(64, width), 2, dtype=dtype)

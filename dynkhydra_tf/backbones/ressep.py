@@ -11,7 +11,7 @@ import dataclasses
 
 import keras
 
-from dynkhydra_tf.backbones.base import CutBackbone, scaled
+from dynkhydra_tf.backbones.base import CutBackbone, DType, scaled
 from dynkhydra_tf.backbones.blocks import ConvBN
 from dynkhydra_tf.backbones.resnet import stage
 
@@ -23,7 +23,7 @@ class ResSep(CutBackbone):
 
     image_size: int = 224
 
-    def first_layers(self, width, dtype):
+    def first_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns the 7x7 convolution, the pooling and stages 1, 2 and 3."""
         return [
             ConvBN(scaled(64, width), 7, strides=2, dtype=dtype, name="conv"),
@@ -33,6 +33,6 @@ class ResSep(CutBackbone):
             *stage(3, self.depth, scaled(256, width), 2, separable=True, dtype=dtype),
         ]
 
-    def last_layers(self, width, dtype):
+    def last_layers(self, width: float, dtype: DType) -> list[keras.Layer]:
         """Returns stage 4."""
         return stage(4, self.depth, scaled(512, width), 2, separable=True, dtype=dtype)
