@@ -22,6 +22,11 @@ class BasicBlock(keras.Layer):
     with zeros (option A of He et al.); the paper's FLOPs of Table 3 fit this, not a convolution. Where a
     branch is narrower than the stem (wb < ws), the shortcut keeps the first `filters` channels.
 
+    It reads pixel 2i, while TensorFlow's "same" convolution of stride 2 on an even size is centred on 2i+1.
+    The mean of 2x2 pixels is nearer to that, and was tried: on 128 maps of 32x32x16 it took 1.5 times as long
+    forwards and 1.25 times forwards and backwards, and plain networks (d=1, CIFAR-100 at 16x16 px, 10,000
+    images, 3 epochs, 7 seeds) reached 16.2 % with it and 16.1 % without, each +-0.4. So it stays He et al.'s.
+
     Args:
         filters: int, output channels.
         strides: int, of the first convolution.
