@@ -14,7 +14,8 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, Role, leaves, list_text, setting, values
 
 SYSTEMS = ("hydra", "plain")
-SCHEDULES = ("piecewise", "cosine")
+SCHEDULES = ("piecewise", "cosine", "linear")
+OPTIMIZERS = ("adamw", "sgd")
 DATASETS = ("cifar100", "cub200", "digits", "folder", "food101", "imagenet32")
 BACKBONES = ("densenet", "resnet", "ressep")
 STRATEGIES = ("cluster_balance", "cluster_optimal", "random", "semantic", "file")
@@ -242,13 +243,26 @@ class OptimisationSettings(Checked):
     batch_size: int = setting(
         128, "Images in a step. The paper: 32 on ImageNet32.", role=Role.RECIPE, least=1
     )
-    learning_rate: float = setting(1e-3, "Base rate of AdamW. The paper: 1e-3.", role=Role.RECIPE, above=0)
+    optimizer: str = setting(
+        "adamw",
+        "The paper: adamw. sgd has Nesterov momentum of 0.9.",
+        role=Role.RECIPE,
+        choices=OPTIMIZERS,
+    )
+    learning_rate: float = setting(
+        1e-3, "Base rate, the highest of the schedule. The paper: 1e-3.", role=Role.RECIPE, above=0
+    )
     weight_decay: float = setting(
-        4e-3, "Decoupled weight decay of AdamW. Not in the paper.", role=Role.RECIPE, least=0
+        4e-3, "Decoupled weight decay, times the rate. Not in the paper.", role=Role.RECIPE, least=0
+    )
+    decay_kernels_only: bool = setting(
+        False,
+        "Weight decay on kernels alone, not on biases and on the scales and offsets of normalisation.",
+        role=Role.RECIPE,
     )
     schedule: str = setting(
         "piecewise",
-        "piecewise takes --lr_drops, as the paper does; cosine falls to 0 after a linear warm-up.",
+        "piecewise takes --lr_drops, as the paper does; cosine and linear fall to 0 after a linear warm-up.",
         role=Role.RECIPE,
         choices=SCHEDULES,
     )
@@ -260,7 +274,9 @@ class OptimisationSettings(Checked):
         item_text=lambda drop: f"{drop[0]}:{drop[1]:g}",
         form="EPOCH:FACTOR pairs with rising whole epochs and factors above 0, such as 80:1e-1,140:1e-2",
     )
-    warmup_epochs: float = setting(1.0, "Linear warm-up of the cosine schedule.", role=Role.RECIPE, least=0)
+    warmup_epochs: float = setting(
+        1.0, "Linear warm-up of the cosine and the linear schedule.", role=Role.RECIPE, least=0
+    )
     mixed_precision: bool = setting(
         False, "Convolutions in bfloat16; gate and losses stay in float32.", role=Role.RECIPE
     )

@@ -1,0 +1,109 @@
+"""The optimizer of a run: its learning rate over the steps and what its weight decay touches."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.settings import OptimisationSettings
+
+
+def make_optimizer(settings: OptimisationSettings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of a run, not yet built.
+
+    Raises:
+        UserError: a warm-up as long as the whole run.
+    """
+    rate = learning_rate_schedule(settings, steps_per_epoch)
+    decay = {"weight_decay": settings.weight_decay or None, "decay_kernels_only": settings.decay_kernels_only}
+    if settings.optimizer == "sgd":
+        return SGD(rate, momentum=0.9, nesterov=True, **decay)
+    return AdamW(rate, **decay)
+
+
+def learning_rate_schedule(settings: OptimisationSettings, steps_per_epoch: int) -> Any:
+    """Returns the learning rate of a run, a Keras schedule or a constant.
+
+    `piecewise`, the paper's: the base rate, and from epoch e on the base rate times the factor of each drop.
+    `cosine` and `linear`: a linear warm-up, then down to 0.
+
+    Raises:
+        UserError: a warm-up as long as the whole run.
+    """
+    base, epochs = settings.learning_rate, settings.epochs
+    if settings.schedule == "piecewise":
+        if not settings.lr_drops:
+            return base
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            # Keras's boundaries are inclusive.
+            [epoch * steps_per_epoch - 1 for epoch, _ in settings.lr_drops],
+            [base, *(base * factor for _, factor in settings.lr_drops)],
+        )
+    if settings.warmup_epochs >= epochs:
+        raise UserError(
+            f"warmup_epochs must be less than epochs={epochs}. Received: {settings.warmup_epochs}"
+        )
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    decay = epochs * steps_per_epoch - warmup
+    if settings.schedule == "linear":
+        return LinearDecay(base, warmup, decay)
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(base, decay)
+    return keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=base, warmup_steps=warmup)
+
+
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Up from 0 to a peak in a straight line, then down to 0 in another.
+
+    Args:
+        peak: float, the highest rate.
+        warmup_steps, decay_steps: ints, the steps up to it and from it on.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, decay_steps: int) -> None:
+        super().__init__()
+        self.peak, self.warmup_steps, self.decay_steps = peak, warmup_steps, decay_steps
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Returns the rate at a step, float32."""
+        step = tf.cast(step, tf.float32)
+        up = step / max(self.warmup_steps, 1)
+        down = 1 - (step - self.warmup_steps) / self.decay_steps
+        share = tf.where(step < self.warmup_steps, up, tf.maximum(down, 0.0))
+        return self.peak * share
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps}
+
+
+class _KernelDecay:
+    """Weight decay on kernels alone, where asked: not on the scales and offsets of normalisation and biases.
+
+    By the variables' names, for the stacks of the branches have an axis more than what they are stacks of.
+    Keras's own `exclude_from_weight_decay` is not saved with the optimizer.
+    """
+
+    def __init__(self, *args: Any, decay_kernels_only: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.decay_kernels_only = decay_kernels_only
+
+    def _use_weight_decay(self, variable: tf.Variable) -> bool:
+        name = variable.name.partition(":")[0]  # TensorFlow appends ":0"
+        return not self.decay_kernels_only or name.endswith("kernel")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "decay_kernels_only": self.decay_kernels_only}
+
+
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class SGD(_KernelDecay, keras.optimizers.SGD):
+    """Keras's SGD with decoupled weight decay, on all variables or on kernels alone."""
+
+
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class AdamW(_KernelDecay, keras.optimizers.AdamW):
+    """Keras's AdamW, with weight decay on all variables or on kernels alone."""

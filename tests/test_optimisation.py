@@ -1,0 +1,83 @@
+import keras
+import numpy as np
+import pytest
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.optimisation import LinearDecay, learning_rate_schedule, make_optimizer
+from dynkhydra_tf.settings import OptimisationSettings
+
+
+def rate_of(steps_per_epoch=10, **settings):
+    return learning_rate_schedule(OptimisationSettings(**settings), steps_per_epoch)
+
+
+def test_piecewise_drops_at_the_first_step_of_the_epoch():
+    rate = rate_of(schedule="piecewise", learning_rate=1e-3, epochs=4, lr_drops=((2, 0.1), (3, 0.01)))
+    # Steps 0..19 are epochs 0 and 1, the paper's "at epoch 2" begins with step 20.
+    for step, factor in [(0, 1), (19, 1), (20, 0.1), (29, 0.1), (30, 0.01), (39, 0.01)]:
+        assert float(rate(step)) == pytest.approx(1e-3 * factor), step
+
+
+def test_piecewise_without_drops_is_constant():
+    assert rate_of(schedule="piecewise", learning_rate=1e-3, epochs=4, lr_drops=()) == 1e-3
+
+
+def test_cosine_with_warm_up():
+    rate = rate_of(schedule="cosine", learning_rate=2.0, epochs=5, warmup_epochs=1.0)
+    # Linear to 2 at step 10; half way from 10 to 50 the cosine is at 1; at the end at 0.
+    for step, value in [(0, 0), (5, 1), (10, 2), (30, 1), (50, 0)]:
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_cosine_without_warm_up():
+    rate = rate_of(schedule="cosine", learning_rate=2.0, epochs=5, warmup_epochs=0.0)
+    for step, value in [(0, 2), (25, 1), (50, 0)]:
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_linear():
+    rate = rate_of(schedule="linear", learning_rate=2.0, epochs=5, warmup_epochs=1.0)
+    # Up to 2 at step 10; 40 steps down: half way at step 30.
+    for step, value in [(0, 0), (5, 1), (10, 2), (30, 1), (50, 0), (60, 0)]:
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+    without = rate_of(schedule="linear", learning_rate=2.0, epochs=5, warmup_epochs=0.0)
+    assert [float(without(step)) for step in (0, 25, 50)] == [2, 1, 0]
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    assert isinstance(again, LinearDecay) and float(again(30)) == 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_warm_up_as_long_as_the_run(schedule):
+    with pytest.raises(UserError, match=r"warmup_epochs must be less than epochs=2. Received: 2"):
+        rate_of(schedule=schedule, epochs=2, warmup_epochs=2.0)
+
+
+def trained_one_step(optimizer, gradient=0.0):
+    variables = [
+        keras.Variable(np.ones((2, 3)), name="block_conv_kernel"),
+        keras.Variable(np.ones((2, 3)), name="block_norm_gamma"),
+    ]
+    optimizer.build(variables)
+    optimizer.apply_gradients([(np.full((2, 3), gradient), variable) for variable in variables])
+    return [float(variable.numpy()[0, 0]) for variable in variables]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_on_kernels_alone_survives_saving(name):
+    # A step without gradient takes rate * decay = 0.5 * 0.2 from what decays.
+    settings = {"optimizer": name, "learning_rate": 0.5, "weight_decay": 0.2, "schedule": "piecewise"}
+    settings["lr_drops"] = ()
+    both = make_optimizer(OptimisationSettings(**settings), 10)
+    assert trained_one_step(both) == pytest.approx([0.9, 0.9])
+    kernels = make_optimizer(OptimisationSettings(**settings, decay_kernels_only=True), 10)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(kernels))
+    assert trained_one_step(kernels) == pytest.approx([0.9, 1.0])
+    assert trained_one_step(again) == pytest.approx([0.9, 1.0])
+
+
+def test_sgd_has_nesterov_momentum():
+    settings = OptimisationSettings(
+        optimizer="sgd", learning_rate=0.1, weight_decay=0.0, schedule="piecewise", lr_drops=()
+    )
+    # m = -0.1 * 1; Nesterov's step is 0.9 m - 0.1 * 1 = -0.19.
+    assert trained_one_step(make_optimizer(settings, 10), gradient=1.0) == pytest.approx([0.81, 0.81])
