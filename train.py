@@ -21,12 +21,13 @@ from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameter
 from dynkhydra_tf.data import Augmentation, evaluation_batches, open_data, steps_per_epoch, training_batches
 from dynkhydra_tf.evaluation import evaluate, evaluate_plain
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.optimisation import make_optimizer
 from dynkhydra_tf.partition import check_source, make_partition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun, RunDirectory, RunFile
 from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.tables import table
-from dynkhydra_tf.training import fit, learning_rate_schedule
+from dynkhydra_tf.training import fit
 
 
 def main(settings: Settings) -> None:
@@ -56,14 +57,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     steps = steps_per_epoch(data, optimisation.batch_size)
     shift, flip, cutout = (getattr(settings.augmentation, name) for name in ("shift", "flip", "cutout"))
     augment = Augmentation(data.image_size, data.mean, shift, data.flip if flip is None else flip, cutout)
-    learning_rate = learning_rate_schedule(
-        optimisation.schedule,
-        optimisation.learning_rate,
-        steps,
-        optimisation.epochs,
-        optimisation.lr_drops,
-        optimisation.warmup_epochs,
-    )
+    optimizer = make_optimizer(optimisation, steps)
 
     # === Class partition (Algorithm 2); a plain network has none ===
     partition = None
@@ -108,7 +102,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
             )
         else:
             model = Plain(backbone, data.num_classes, **given)
-        model.compile(keras.optimizers.AdamW(learning_rate, weight_decay=optimisation.weight_decay))
+        model.compile(optimizer)
         model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
     else:
         print(f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}.")

@@ -16,16 +16,19 @@ from dynkhydra_tf.import_hooks import around_import
 PACKAGE = "dynkhydra_tf"
 # The registered classes and their modules; tests/test_registration.py keeps it whole.
 CLASSES = {
+    "AdamW": "optimisation",
     "BasicBlock": "backbones.resnet",
     "BatchNorm": "backbones.blocks",
     "ConvBN": "backbones.blocks",
     "DenseLayer": "backbones.densenet",
     "DenseNet": "backbones.densenet",
     "Hydra": "hydra",
+    "LinearDecay": "optimisation",
     "NormReLU": "backbones.densenet",
     "Plain": "plain",
     "ResNet": "backbones.resnet",
     "ResSep": "backbones.ressep",
+    "SGD": "optimisation",
 }
 
 

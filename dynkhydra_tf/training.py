@@ -1,4 +1,4 @@
-"""Training: the schedules, and the callbacks that make a run safe to kill."""
+"""Training: the callbacks that make a run safe to kill."""
 
 import math
 import signal
@@ -9,41 +9,6 @@ import keras
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.progress import Progress
-
-
-def learning_rate_schedule(schedule, base_rate, steps_per_epoch, epochs, drops=(), warmup_epochs=0.0):
-    """Returns the Keras schedule of a run.
-
-    Args:
-        schedule: "piecewise": `base_rate`, and from epoch e on `base_rate * factor`, for each drop
-            (e, factor), the paper's; "cosine": a linear warm-up, then a cosine down to 0.
-        base_rate: float.
-        steps_per_epoch, epochs: ints.
-        drops: pairs (int epoch, float factor), epochs rising.
-        warmup_epochs: float, less than `epochs`.
-
-    Raises:
-        UserError: a warm-up as long as the whole run.
-    """
-    if schedule == "piecewise":
-        if not drops:
-            return base_rate
-        return keras.optimizers.schedules.PiecewiseConstantDecay(
-            # Keras's boundaries are inclusive.
-            [epoch * steps_per_epoch - 1 for epoch, _ in drops],
-            [base_rate, *(base_rate * factor for _, factor in drops)],
-        )
-    if warmup_epochs >= epochs:
-        raise UserError(
-            f"warmup_epochs must be less than epochs={epochs}. Received: warmup_epochs={warmup_epochs}"
-        )
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
-    decay_steps = epochs * steps_per_epoch - warmup_steps
-    if not warmup_steps:
-        return keras.optimizers.schedules.CosineDecay(base_rate, decay_steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps, warmup_target=base_rate, warmup_steps=warmup_steps
-    )
 
 
 class RunLog(keras.callbacks.Callback):

@@ -17,7 +17,7 @@ errors paper_numbers machine import_hooks quiet
 files tables fields registration meter
 settings caches
 flags
-cli gating routing losses heads
+cli gating routing losses heads optimisation
 backbones
 folding model_parts
 hydra plain

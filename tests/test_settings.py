@@ -78,7 +78,8 @@ def test_choices_are_those_of_what_they_stand_for():
         "backbone": tuple(sorted(backbones.BACKBONES)),
         "combine": gating.COMBINATIONS,
         "routing": routing.ROUTINGS,
-        "schedule": ("piecewise", "cosine"),
+        "schedule": ("piecewise", "cosine", "linear"),
+        "optimizer": ("adamw", "sgd"),
     }
     assert sorted(DATASETS) == list(settings.DATASETS)
 
