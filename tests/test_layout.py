@@ -22,7 +22,6 @@ backbones
 folding model_parts
 hydra plain
 data partition
-old_flags
 runs progress figures
 training
 costs
