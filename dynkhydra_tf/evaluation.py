@@ -2,8 +2,17 @@
 
     python -m dynkhydra_tf.evaluation --run_dir=runs/digits --tau=0,0.02,0.05,0.08,0.1,0.2
 
-Writes evaluation.json, tau.csv, tau.png, branches.png and confusion.png into RUN_DIR/evaluation, or
---output_dir; of a plain network, which has no gate, only the first of them.
+Writes into RUN_DIR/evaluation, or --output_dir:
+
+    evaluation.json   all results; the worst classes, pairs and images among them
+    classes.csv       a row for each class: accuracy, and the class that its images are most often taken for
+    pairs.csv         a row for each two classes of which one was taken for the other, the worst first
+    most_wrong.png    the images that were most wrong; none where there was no mistake
+    tau.csv tau.png   the tau table
+    branches.png      use and accuracy of each branch
+    confusion.png     between clusters
+
+The last three are not written of a plain network, which has no gate.
 Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
 """
 
@@ -23,9 +32,12 @@ from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.predictions import PAIR_KEYS, Predictions, mistakes_text, worst_classes
 from dynkhydra_tf.runs import EvaluationFile, FinishedRun, check_network, load_network, run_of
 from dynkhydra_tf.settings import DataSettings
 from dynkhydra_tf.tables import table
+
+WORST, MOST_WRONG = 10, 24  # rows of a table that is printed; images of the sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Evaluation:
         gate_choice: (n,) int, the branch of largest gate probability.
         used_in: (T, N, N) int, images of each cluster (second axis) that used each branch (third).
         cluster_of_class: (M,) int.
+        confidence: (T, n) float, the probability of the first class, in 0..1.
+        loss: (T, n) float, the cross-entropy, in nats.
     """
 
     taus: np.ndarray
@@ -51,6 +65,8 @@ class Evaluation:
     gate_choice: np.ndarray
     used_in: np.ndarray
     cluster_of_class: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
 
     @property
     def own_branch(self):
@@ -75,7 +91,7 @@ class Evaluation:
         each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
         the split has none), confusion (see `confusion_at`).
         """
-        t = int(np.flatnonzero(self.taus == tau)[0])
+        t = self._place(tau)
         clusters = range(self.used.shape[1])
         of_cluster = [self.top1[t][self.own_branch == cluster] for cluster in clusters]
         return {
@@ -99,7 +115,7 @@ class Evaluation:
             "predicted": whose predicted class lies in cluster j; "branches": that used branch j (the sum
             is lambda).
         """
-        t = int(np.flatnonzero(self.taus == tau)[0])
+        t = self._place(tau)
         clusters = self.used_in.shape[1]
         images = np.bincount(self.own_branch, minlength=clusters)
 
@@ -116,6 +132,14 @@ class Evaluation:
             "predicted": shares(counts(self.cluster_of_class[self.predicted[t]])),
             "branches": shares(self.used_in[t]),
         }
+
+    def predictions_at(self, tau):
+        """Returns the `Predictions` at one of `taus`."""
+        t = self._place(tau)
+        return Predictions(self.labels, self.predicted[t], self.top5[t], self.confidence[t], self.loss[t])
+
+    def _place(self, tau):
+        return int(np.flatnonzero(self.taus == tau)[0])
 
     def tau_table(self, flops):
         """Returns a dict (tau, active_branches, top1, top5, flops) for each tau.
@@ -160,7 +184,7 @@ def evaluate(model, batches, taus=()):
             selected = select_branches(forward.gate, model.top_k, tau)
             ranks.append(_ranked(model.classify(forward.routes, forward.gate, selected), labels))
             selections.append(selected)
-        predicted, top5 = zip(*ranks, strict=True)
+        predicted, top5, confidence, loss = zip(*ranks, strict=True)
         selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)
         return (
             tf.stack(predicted),
@@ -168,6 +192,8 @@ def evaluate(model, batches, taus=()):
             tf.cast(tf.reduce_sum(selections, axis=2), tf.int32),
             tf.argmax(forward.gate, axis=1),
             tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
+            tf.stack(confidence),
+            tf.stack(loss),
         )
 
     results = []
@@ -175,7 +201,7 @@ def evaluate(model, batches, taus=()):
         results.append(
             (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
         )
-    labels, predicted, top5, active, gate_choice, used_in = zip(*results, strict=True)
+    labels, predicted, top5, active, gate_choice, used_in, confidence, loss = zip(*results, strict=True)
     return Evaluation(
         taus=np.array(taus),
         predicted=np.concatenate(predicted, axis=1),
@@ -185,6 +211,8 @@ def evaluate(model, batches, taus=()):
         gate_choice=np.concatenate(gate_choice),
         used_in=np.sum(used_in, axis=0),
         cluster_of_class=np.array(model.cluster_of_class),
+        confidence=np.concatenate(confidence, axis=1),
+        loss=np.concatenate(loss, axis=1),
     )
 
 
@@ -194,22 +222,37 @@ def evaluate_plain(model, batches):
     Returns:
         {"top1", "top5"}, in 0..1.
     """
+    return _accuracies(predict_plain(model, batches))
+
+
+def predict_plain(model, batches):
+    """Returns the `Predictions` of a `Plain` on batches as in `evaluate`."""
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
-        predicted, top5 = _ranked(model(images)["logits"], labels)
-        return tf.stack([predicted == labels, top5])
+        return _ranked(model(images)["logits"], labels)
 
-    hits = [step(images, tf.cast(labels, tf.int32)).numpy() for images, labels in batches]
-    top1, top5 = np.concatenate(hits, axis=1).mean(axis=1)
-    return {"top1": float(top1), "top5": float(top5)}
+    results = []
+    for images, labels in batches:
+        found = step(images, tf.cast(labels, tf.int32))
+        results.append((labels.numpy(), *(value.numpy() for value in found)))
+    return Predictions(*map(np.concatenate, zip(*results, strict=True)))
+
+
+def _accuracies(predictions):
+    return {"top1": float(predictions.top1.mean()), "top5": float(predictions.top5.mean())}
 
 
 def _ranked(logits, labels):
-    """The first class (B,) int, and whether the image's is among the first min(5, M): (B,) bool."""
+    """Of logits (B, M): the first class, whether the image's is among the first min(5, M), the probability
+    of the first class, and the cross-entropy; each (B,).
+    """
+    logits = tf.cast(logits, tf.float32)
     # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
-    first = tf.math.top_k(logits, min(5, logits.shape[-1])).indices  # (B, 5)
-    return first[:, 0], tf.reduce_any(first == labels[:, tf.newaxis], axis=1)
+    values, first = tf.math.top_k(logits, min(5, logits.shape[-1]))  # (B, 5)
+    among = tf.reduce_any(first == labels[:, tf.newaxis], axis=1)
+    confidence = tf.exp(values[:, 0] - tf.reduce_logsumexp(logits, axis=1))
+    return first[:, 0], among, confidence, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def tau_text(tau_rows):
@@ -278,17 +321,29 @@ def main(options: Options) -> None:
     print(f"{path} on {data.sizes[options.split]} images of {data.name}/{options.split}{tau}", flush=True)
     batches = evaluation_batches(data, options.split, options.batch_size)
     if isinstance(model, Plain):
-        results = evaluate_plain(model, batches) | plain_costs(model.backbone, model.num_classes)
+        predictions, cluster_of_class = predict_plain(model, batches), None
+        results = _accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
         text, written = _plain_text(results), []
     else:
         evaluation = evaluate(model, batches, options.tau)
-        results = evaluation.at(model.tau)
+        results, predictions = evaluation.at(model.tau), evaluation.predictions_at(model.tau)
         results["tau_table"] = evaluation.tau_table(hydra_costs(model)["flops"])
         clusters = clusters_of(data.class_names, model.cluster_of_class)
+        cluster_of_class = model.cluster_of_class
         text, written = _hydra_text(results, clusters), _write_hydra(results, clusters, output)
+    class_rows = predictions.class_rows(data.class_names, cluster_of_class)
+    pair_rows = predictions.pair_rows(data.class_names, cluster_of_class)
+    write_csv(output / EvaluationFile.CLASS_ROWS, class_rows)
+    write_csv(output / EvaluationFile.PAIR_ROWS, pair_rows, PAIR_KEYS)
+    results["worst_classes"] = worst_classes(class_rows, WORST)
+    results["worst_pairs"] = pair_rows[:WORST]
+    results["most_wrong"] = _write_most_wrong(predictions, data, options.split, output)
+    written += [EvaluationFile.CLASS_ROWS, EvaluationFile.PAIR_ROWS]
+    written += [EvaluationFile.MOST_WRONG] if results["most_wrong"] else []
     results = {"model": str(path), "dataset": data.name, "split": options.split, **results}
     write_json(output / EvaluationFile.RESULTS, results)
-    print(f"{text}\n\nWritten to {output}: {', '.join([EvaluationFile.RESULTS, *written])}")
+    print(f"{text}\n\n{mistakes_text(results['worst_classes'], results['worst_pairs'])}\n")
+    print(f"Written to {output}: {', '.join([EvaluationFile.RESULTS, *written])}")
 
 
 def _plain_text(results):
@@ -326,6 +381,26 @@ def _write_hydra(results, clusters, output):
     figures.save_confusion(results, clusters, output / EvaluationFile.CONFUSION)
     files = EvaluationFile
     return [files.TAU_ROWS, files.TAU_CURVE, files.BRANCHES, files.CONFUSION]
+
+
+def _write_most_wrong(predictions, data, split, output):
+    """Draws the images that were most wrong; returns a row for each, the worst first."""
+    numbers = predictions.most_wrong(MOST_WRONG)
+    rows = [
+        {
+            "image": int(number),
+            "class": data.class_names[predictions.labels[number]],
+            "taken_for": data.class_names[predictions.predicted[number]],
+            "confidence": float(predictions.confidence[number]),
+        }
+        for number in numbers
+    ]
+    path = output / EvaluationFile.MOST_WRONG
+    path.unlink(missing_ok=True)  # that of an evaluation before, where this one has none
+    if rows:
+        examples = tf.data.Dataset.from_tensor_slices(numbers).map(data.fetch(split))
+        figures.save_most_wrong([image for image, _ in examples.as_numpy_iterator()], rows, path)
+    return rows
 
 
 if __name__ == "__main__":

@@ -173,10 +173,16 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path: str | os.PathLike, rows) -> None:
-    """Writes rows (dicts of the same keys, at least one) as CSV; replaces `path` whole or not at all."""
+def write_csv(path: str | os.PathLike, rows, keys=None) -> None:
+    """Writes rows (dicts of the same keys) as CSV; replaces `path` whole or not at all.
+
+    Args:
+        path: the file.
+        rows: the dicts.
+        keys: the head of the table; None: the keys of the first row, of which there is at least one then.
+    """
     opened = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     with replacing(path) as beside, beside.open("w", **opened) as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
+        writer = csv.DictWriter(file, fieldnames=keys or rows[0])
         writer.writeheader()
         writer.writerows(rows)

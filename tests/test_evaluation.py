@@ -9,9 +9,18 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.costs import hydra_costs, inference_flops
-from dynkhydra_tf.evaluation import Evaluation, Options, evaluate, evaluate_plain, main
+from dynkhydra_tf.data import load_data
+from dynkhydra_tf.evaluation import (
+    Evaluation,
+    Options,
+    _write_most_wrong,
+    evaluate,
+    evaluate_plain,
+    main,
+)
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.predictions import Predictions
 from tests.conftest import ROOT
 
 
@@ -27,6 +36,8 @@ def by_hand():
         gate_choice=np.array([0, 1, 1, 1]),
         used_in=np.array([[[2, 2], [2, 2]], [[1, 2], [0, 2]]]),
         cluster_of_class=np.array([0, 1, 1]),
+        confidence=np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.5, 0.6, 0.7]]),
+        loss=np.array([[0.1, 0.2, 3.0, 0.5], [0.1, 1.0, 2.0, 0.4]]),
     )
 
 
@@ -47,6 +58,13 @@ def test_results_by_hand(by_hand):
         },
     }
     assert by_hand.at(0.0)["cluster_accuracy"] == [1.0, 0.5]
+
+
+def test_predictions_of_one_tau_by_hand(by_hand):
+    predictions = by_hand.predictions_at(0.5)
+    assert predictions.top1.tolist() == [True, False, False, True]
+    assert predictions.most_wrong(2).tolist() == [2, 1]
+    assert [row["top1"] for row in predictions.class_rows("abc", by_hand.cluster_of_class)] == [0.5, 0, 1]
 
 
 def test_a_class_taken_for_one_of_its_own_cluster_is_not_confused(by_hand):
@@ -84,6 +102,10 @@ def test_one_pass_over_many_taus_is_a_pass_for_each(make_hydra, batch, combine):
         np.testing.assert_array_equal(evaluation.active[t], np.sum(out["selected"], axis=1))
         np.testing.assert_array_equal(evaluation.predicted[t], np.argmax(out["logits"], axis=1))
         np.testing.assert_array_equal(evaluation.used[t], np.sum(out["selected"], axis=0))
+        probabilities = tf.nn.softmax(out["logits"]).numpy()
+        np.testing.assert_allclose(evaluation.confidence[t], probabilities.max(axis=1), rtol=1e-4)
+        own = probabilities[np.arange(40), labels]
+        np.testing.assert_allclose(evaluation.predictions_at(tau).loss, -np.log(own), rtol=1e-3, atol=1e-6)
         of_cluster_1 = np.isin(labels, (2, 3))
         np.testing.assert_array_equal(
             evaluation.used_in[t, 1], np.sum(out["selected"].numpy()[of_cluster_1], axis=0)
@@ -138,7 +160,13 @@ def test_command_on_a_keras_file(command, tmp_path, capsys):
     lines = (tmp_path / "out" / "tau.csv").read_text().splitlines()
     assert lines[0] == "tau,active_branches,top1,top5,flops" and len(lines) == 4
     assert np.shape(results["confusion"]["gate"]) == (3, 3)
-    for name in ("tau.png", "branches.png", "confusion.png"):
+    rows = [(tmp_path / "out" / name).read_text().splitlines() for name in ("classes.csv", "pairs.csv")]
+    assert rows[0][0] == "class,cluster,images,top1,top5,taken_for,taken_for_share" and len(rows[0]) == 11
+    assert rows[1][0] == "class,taken_for,images,share,same_cluster" and len(rows[1]) > 2
+    assert "worst classes" in printed and "worst pairs" in printed
+    assert len(results["worst_classes"]) == 10 and results["worst_pairs"]
+    assert len(results["most_wrong"]) == 24
+    for name in ("tau.png", "branches.png", "confusion.png", "most_wrong.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -153,9 +181,33 @@ def test_command_on_a_plain_network(command, tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert results["flops"] == 17_399_808 + 7_077_888 + 1_280
     assert f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}" in printed
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    written = ["classes.csv", "evaluation.json", "most_wrong.png", "pairs.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert (tmp_path / "out" / "classes.csv").read_text().splitlines()[1].startswith("0,,59,")
     assert command(*options, "--tau=0.1") == 2
     assert "holds a plain network, which has no gate: leave --tau out" in capsys.readouterr().err
+
+
+def test_the_sheet_shows_the_images_that_were_most_wrong(command, drawn, tmp_path):
+    run = ROOT / "tests" / "made_by_0_1" / "plain"
+    assert command(f"--run_dir={run}", f"--output_dir={tmp_path}") is None
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["most_wrong"]
+    examples = list(load_data("digits").examples("test").as_numpy_iterator())
+    (figure,) = drawn
+    for axes, row in zip(figure.axes, rows, strict=False):
+        image, label = examples[row["image"]]
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+        assert row["class"] == str(label) != row["taken_for"]
+        assert axes.get_title() == f"{label}\nno. {row['image']}"
+        assert axes.texts[0].get_text() == f"{row['taken_for']}\n{row['confidence']:.1%}"
+
+
+def test_no_mistake_no_sheet(tmp_path):
+    (tmp_path / "most_wrong.png").touch()  # of an evaluation before
+    labels = np.array([0, 1])
+    perfect = Predictions(labels, labels, labels == labels, np.ones(2), np.zeros(2))
+    assert _write_most_wrong(perfect, None, "test", tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("system", ["hydra", "plain"])
@@ -218,7 +270,9 @@ def test_results_are_written_before_they_are_printed(command, tmp_path, monkeypa
     monkeypatch.setattr("builtins.print", closed)
     with pytest.raises(BrokenPipeError):
         command(f"--run_dir={ROOT}/tests/made_by_0_1/plain", f"--output_dir={tmp_path}/out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    written = ["classes.csv", "evaluation.json", "most_wrong.png", "pairs.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert (tmp_path / "out" / "classes.csv").read_text().splitlines()[1].startswith("0,,59,")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,15 @@ def test_any_class_name_can_be_drawn(drawn, tmp_path):
     assert (tmp_path / "use.png").stat().st_size and (tmp_path / "confusion.png").stat().st_size
 
 
+def test_a_sheet_takes_any_class_name(drawn, tmp_path):
+    rows = [
+        {"image": 7, "class": name * 20, "taken_for": name, "confidence": 0.5} for name in NAMES[0] + NAMES[1]
+    ]
+    figures.save_most_wrong([np.zeros((8, 8, 3), np.uint8)] * 4, rows, tmp_path / "sheet.png")
+    titles = [axes.get_title() for axes in drawn[0].axes[:4]]
+    assert titles[0] == r"a\$b\$ca\$b\$ca\$b\$ca\$b\$ca\$..." + "\nno. 7"
+
+
 def test_a_picture_is_imported_when_it_is_drawn():
     # Not matplotlib itself: Keras imports it wherever it is installed.
     loaded = "print('dynkhydra_tf.figures.style' in sys.modules)"

@@ -15,7 +15,7 @@ PACKAGE = "dynkhydra_tf"
 ORDER = """
 errors paper_numbers machine import_hooks quiet
 files tables fields registration meter
-settings caches
+settings caches predictions
 flags
 cli gating routing losses heads optimisation
 backbones

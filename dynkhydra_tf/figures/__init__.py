@@ -14,6 +14,7 @@ _MODULES = {
     "save_interpolation": "interpolation",
     "save_latency": "latency",
     "save_learning_curves": "learning_curves",
+    "save_most_wrong": "most_wrong",
     "save_tau_curve": "tau_curve",
     "save_tradeoff": "tradeoff",
 }
