@@ -21,6 +21,7 @@ from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameter
 from dynkhydra_tf.data import Augmentation, evaluation_batches, open_data, steps_per_epoch, training_batches
 from dynkhydra_tf.evaluation import evaluate, evaluate_plain
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.machine import describe_machine
 from dynkhydra_tf.optimisation import make_optimizer
 from dynkhydra_tf.partition import check_source, make_partition
 from dynkhydra_tf.plain import Plain
@@ -151,6 +152,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         "epochs": optimisation.epochs,
         "seed": optimisation.seed,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
+        "machine": describe_machine(),
     }
     run.finish(summary)
 

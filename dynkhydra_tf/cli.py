@@ -11,24 +11,6 @@ from dynkhydra_tf.import_hooks import around_import
 from dynkhydra_tf.quiet import quietly
 
 
-def whole_numbers(texts, flag, least):
-    """Returns the values of a list flag as ints, each once, in their order.
-
-    Args:
-        texts: list of str. flag: its name, for the message. least: int, the smallest that is allowed.
-
-    Raises:
-        UserError: one of them is no whole number, or too small.
-    """
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        numbers = [least - 1]
-    if not all(number >= least for number in numbers):
-        raise UserError(f"--{flag} must be whole numbers from {least} on. Received: {','.join(texts)}")
-    return list(dict.fromkeys(numbers))
-
-
 def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
     """Parses the flags and calls `main(options)`, or `main(options, rest)`; the way into every command.
 

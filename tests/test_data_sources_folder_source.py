@@ -245,7 +245,7 @@ def test_train_evaluate_and_export_a_folder(make, run_command, tmp_path, monkeyp
         "--batch_sizes=1",
         "--max_accuracy_drop=5",
     ]
-    assert run_command(export.main, export.define_flags, *options) is None
+    assert run_command(export.main, export.Options, *options) is None
     assert "On the validation split" in capsys.readouterr().out
     served = tf.saved_model.load(str(tmp_path / "served" / "1")).signatures["image_bytes"]
     wide = np.zeros((8, 24, 3), np.uint8)

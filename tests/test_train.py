@@ -60,7 +60,7 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
         assert line in printed
 
     summary = json.loads((run / "summary.json").read_text())
-    for key in ("top1", "top5", "gater_accuracy", "seconds_per_epoch", "versions"):
+    for key in ("top1", "top5", "gater_accuracy", "seconds_per_epoch", "versions", "machine"):
         assert key in summary
     assert (summary["epochs"], summary["seed"]) == (2, 0)
     assert 1 <= summary["active_branches"] <= 2
@@ -131,7 +131,16 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert "digits, 599 test images: top-1" in printed and "plain resnet, d=1" in printed
     assert "gater" not in printed and "branches" not in printed.split("per image")[1].split("\n", 1)[1]
     summary = json.loads((run / "summary.json").read_text())
-    assert {"top1", "top5", "best_epoch", "seconds_per_epoch", "epochs", "seed", "versions"} <= set(summary)
+    assert {
+        "top1",
+        "top5",
+        "best_epoch",
+        "seconds_per_epoch",
+        "epochs",
+        "seed",
+        "versions",
+        "machine",
+    } <= set(summary)
     model = keras.models.load_model(run / "model.keras")
     assert isinstance(model, Plain)
     assert summary["flops"] == {"total": plain_costs(model.backbone, 10)["flops"]}

@@ -8,7 +8,7 @@
     logs/            TensorBoard
     model.keras      the trained model, after the last epoch
     learning_curves.png, branches.png
-    summary.json     results, costs, versions; written last: a run that has it is finished
+    summary.json     results, costs, versions, machine; written last: a run that has it is finished
     evaluation/      what was found out about it later
     .dynkhydra_run   marks the directory: files of these names, and no others, are the run's to delete
 

@@ -78,9 +78,7 @@ class RunDirectory(RunLayout):
             if then.optimisation.schedule == "piecewise":
                 self._longer, then = True, changed(then, epochs=now.optimisation.epochs)
             else:
-                hint = (
-                    " More epochs can follow --schedule=piecewise only: others end at a rate of 0."
-                )
+                hint = " More epochs can follow --schedule=piecewise only: others end at a rate of 0."
         if differing := differences(now, then):
             raise UserError(
                 f"{self.path} holds a run with other flags: {', '.join(differing)}. Give its flags, another "

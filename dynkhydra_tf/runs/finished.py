@@ -91,7 +91,7 @@ class FinishedRun(RunLayout):
 
     @functools.cached_property
     def summary(self) -> dict:
-        """Results, costs, versions: see `train.py`.
+        """Results, costs, versions, machine: see `train.py`.
 
         Raises:
             UserError: the run has not finished, or the file cannot be read.
