@@ -37,8 +37,8 @@ def main(settings: Settings) -> None:
         if run.finished:
             more = settings.optimisation.schedule == "piecewise"
             print(
-                f"{run.path} is finished: {settings.optimisation.epochs} epochs. "
-                f"{'More --epochs go on from here, --overwrite' if more else '--overwrite'} starts anew."
+                f"{run.path} is finished, with --epochs={settings.optimisation.epochs}. "
+                f"{'More of them go on from here, --overwrite' if more else '--overwrite'} starts anew."
             )
         else:
             train(settings, run)

@@ -41,7 +41,10 @@ def _expanded(arguments: Sequence[str], inside: tuple[pathlib.Path, ...] = ()) -
         if flag in ("--flagfile", "-flagfile"):
             path = _find_flagfile(name if equals else next(left, ""), inside)
             try:
-                lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+                lines = [
+                    line.strip()
+                    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+                ]
             except (OSError, UnicodeError) as error:
                 raise UserError(f"--flagfile cannot be read: {error}") from error
             yield from _expanded([line for line in lines if line and line[0] != "#"], (*inside, path))
@@ -115,7 +118,7 @@ def read_flagfile(path: str | os.PathLike) -> Settings:
         UserError: the file is missing or holds what is no flag of this version.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return parse([line.strip() for line in file if line.startswith("--")])
     except (UserError, OSError, UnicodeError) as error:
         raise UserError(f"Cannot read the flags of a run from {path}: {error}") from error

@@ -1,9 +1,11 @@
 import dataclasses
+import os
 
 import pytest
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
+from dynkhydra_tf.files import write_text
 from dynkhydra_tf.flags import parse, read_flagfile, to_flagfile
 from dynkhydra_tf.settings import Settings
 
@@ -47,6 +49,14 @@ def test_a_flagfile_gives_the_same_settings_back(tmp_path):
     path.write_text(to_flagfile(settings))
     assert read_flagfile(path) == settings
     assert settings.optimisation.lr_drops == ((3, 0.5), (5, 0.1))
+
+
+def test_a_path_that_is_not_utf_8_comes_back(tmp_path):
+    settings = parse([f"--data_dir={os.fsdecode(b'/photos-' + bytes([255]))}", "--run_dir=ü"])
+    write_text(tmp_path / "flags.cfg", to_flagfile(settings))
+    assert b"--data_dir=/photos-\xff\n" in (tmp_path / "flags.cfg").read_bytes()
+    assert read_flagfile(tmp_path / "flags.cfg") == settings
+    assert parse([f"--flagfile={tmp_path}/flags.cfg"]) == settings
 
 
 def test_a_flagfile_does_not_overwrite(tmp_path):
@@ -101,7 +111,7 @@ def test_bad_flagfiles(tmp_path, monkeypatch):
         ("configs/none.cfg", "Received: configs/none.cfg"),
         ("", "--flagfile must be a file"),
         ("a.cfg", "--flagfile must not name itself. Received: a.cfg in .*b.cfg"),
-        ("c.cfg", "--flagfile cannot be read"),
+        ("c.cfg", "Unknown command line flag 'name'"),
     ]:
         with pytest.raises(UserError, match=message):
             parse([f"--flagfile={name}"])

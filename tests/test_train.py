@@ -151,7 +151,7 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     # Run again it trains no more; with other flags it is not its run.
     assert command(*plain, "--epochs=2") is None
     again = capsys.readouterr().out
-    assert f"{run} is finished: 2 epochs. More --epochs go on from here" in again
+    assert f"{run} is finished, with --epochs=2. More of them go on from here" in again
     assert printed.splitlines()[-5:] == again.splitlines()[-5:]
     assert len(rows_of(run)) == 2
     assert command("--schedule=piecewise", "--epochs=2") == 2

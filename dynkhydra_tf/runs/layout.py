@@ -110,7 +110,7 @@ class RunLayout:
         beside = (RunFile.DATA, RunFile.PARTITION, RunFile.MODEL, RunFile.METRICS)
         try:
             read_flagfile(self.path / RunFile.FLAGS)
-            text = (self.path / RunFile.FLAGS).read_text(encoding="utf-8")
+            text = (self.path / RunFile.FLAGS).read_text(encoding="utf-8", errors="replace")
         except UserError:
             return False
         ours = all(f"--{name}=" in text for name in ("dataset", "system", "epochs", "seed"))
