@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import changed
@@ -21,6 +22,11 @@ from dynkhydra_tf.flags import read_flagfile, to_flagfile
 from dynkhydra_tf.runs.data_record import changes, read_record
 from dynkhydra_tf.runs.layout import MARK, RunFile, RunLayout
 from dynkhydra_tf.settings import Settings, differences
+
+if TYPE_CHECKING:
+    import keras
+
+    from dynkhydra_tf.partition import ClassPartition
 
 
 class RunDirectory(RunLayout):
@@ -116,13 +122,13 @@ class RunDirectory(RunLayout):
                 "anew with --overwrite or another --run_dir"
             )
 
-    def start(self, partition=None, record: dict | None = None) -> None:
+    def start(self, partition: "ClassPartition | None" = None, record: dict | None = None) -> None:
         """Marks the directory, deletes what an earlier run wrote into it, and makes it this run.
 
         What others put there stays.
 
         Args:
-            partition: `ClassPartition`; None for none.
+            partition: None for none.
             record: `ImageData.record`; None: the data are not checked when the run goes on.
         """
         self._mark()
@@ -139,8 +145,8 @@ class RunDirectory(RunLayout):
             partition.save(self.path / RunFile.PARTITION)
         write_text(self.path / RunFile.FLAGS, to_flagfile(self._settings))
 
-    def load_partition(self, dataset: str, class_names: Sequence[str]):
-        """Returns the `ClassPartition` of a run that goes on.
+    def load_partition(self, dataset: str, class_names: Sequence[str]) -> "ClassPartition":
+        """Loads the partition of a run that goes on.
 
         Raises:
             UserError: it cannot be read, or is not of this data set and these classes.
@@ -172,7 +178,7 @@ class RunDirectory(RunLayout):
 
     # === Checkpoints ===
 
-    def save_checkpoint(self, model) -> None:
+    def save_checkpoint(self, model: "keras.Model") -> None:
         """Saves model, optimizer and iterations; keeps the last two and the best epoch's."""
         step = int(model.optimizer.iterations.numpy())
         with replacing(self.checkpoints / _checkpoint_name(step)) as temporary:
@@ -185,7 +191,7 @@ class RunDirectory(RunLayout):
             if path.name not in keep and path.suffix == ".keras":
                 path.unlink()
 
-    def load_checkpoint(self):
+    def load_checkpoint(self) -> "tuple[keras.Model | None, int]":
         """Returns (model, step) of the newest checkpoint that can be read, or (None, 0).
 
         A damaged one is named, set aside as NAME.damaged and passed over.
@@ -243,7 +249,7 @@ class RunDirectory(RunLayout):
 
     # === Results ===
 
-    def save_model(self, model) -> None:
+    def save_model(self, model: "keras.Model") -> None:
         """Writes model.keras."""
         with replacing(self.path / RunFile.MODEL) as temporary:
             model.save(temporary)

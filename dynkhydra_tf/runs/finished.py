@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flags import read_flagfile
@@ -11,6 +12,12 @@ from dynkhydra_tf.runs.data_record import class_changes, read_record
 from dynkhydra_tf.runs.layout import EvaluationFile, RunFile, RunLayout
 from dynkhydra_tf.runs.networks import load_network
 from dynkhydra_tf.settings import Settings
+
+if TYPE_CHECKING:
+    from dynkhydra_tf.data import ImageData
+    from dynkhydra_tf.hydra import Hydra
+    from dynkhydra_tf.partition import ClassPartition
+    from dynkhydra_tf.plain import Plain
 
 
 class FinishedRun(RunLayout):
@@ -78,7 +85,7 @@ class FinishedRun(RunLayout):
             raise UserError(f"{self.path} holds a plain network, which has no {parts}; give a run of a Hydra")
 
     @functools.cached_property
-    def partition(self):
+    def partition(self) -> "ClassPartition":
         """Its `ClassPartition`.
 
         Raises:
@@ -121,7 +128,7 @@ class FinishedRun(RunLayout):
             return tuple(self._record["class_names"])
         return self.partition.class_names if (self.path / RunFile.PARTITION).exists() else None
 
-    def load_model(self):
+    def load_model(self) -> "Hydra | Plain":
         """Loads its `Hydra` or `Plain`.
 
         Raises:
@@ -139,11 +146,8 @@ class FinishedRun(RunLayout):
             raise UserError(f"{self.model_path} is not the Hydra of {path}")
         return model
 
-    def check_data(self, data) -> None:
+    def check_data(self, data: "ImageData") -> None:
         """Checks that data have the classes, in their order, and the image size that it was trained on.
-
-        Args:
-            data: `ImageData`.
 
         Raises:
             UserError: they have not.

@@ -2,18 +2,21 @@
 
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from dynkhydra_tf.errors import UserError
 
+if TYPE_CHECKING:
+    from dynkhydra_tf.data import ImageData
+    from dynkhydra_tf.hydra import Hydra
+    from dynkhydra_tf.plain import Plain
 
-def load_network(path: str | os.PathLike):
+
+def load_network(path: str | os.PathLike) -> "Hydra | Plain":
     """Loads a trained network.
 
     Args:
         path: a .keras file.
-
-    Returns:
-        `Hydra` or `Plain`.
 
     Raises:
         UserError: no such file, no Keras model, or one of another kind.
@@ -34,11 +37,13 @@ def load_network(path: str | os.PathLike):
     return model
 
 
-def check_network(path: str | os.PathLike, model, data) -> None:
+def check_network(path: str | os.PathLike, model: "Hydra | Plain", data: "ImageData") -> None:
     """Checks that the network of a .keras file, which knows no class names, takes the images of a data set.
 
     Args:
-        path: the file, for the message. model: `Hydra` or `Plain`. data: `ImageData`.
+        path: the file, for the message.
+        model: what it holds.
+        data: the images it is to be called on.
 
     Raises:
         UserError: other numbers of classes, or another image size.
