@@ -219,6 +219,23 @@ def test_a_plain_run_of_version_0_1_is_exported_and_verified(command, verified, 
     assert capsys.readouterr().out.count("ok") == 3
 
 
+def test_a_hydra_run_of_version_0_1_is_exported_with_the_numbers_of_then(command, tmp_path, capsys):
+    run, out = MADE_BY_0_1 / "hydra", tmp_path / "digits"
+    options = [f"--run_dir={run}", f"--export_dir={out}", "--batch_sizes=1", "--tau=0.3"]
+    assert command(*options) is None
+    assert "its answers through TensorFlow's C API are within" in capsys.readouterr().out
+    card = (out / "1" / "model_card.md").read_text()
+    assert "On the test split at tau 0.08, that of the run: top-1 94.16%" in card
+    (line,) = [line for line in card.splitlines() if line.startswith("| 0.3 (served) |")]
+    shown = [float(text.strip(" %")) for text in line.split("|")[2:-1]]
+    then = json.loads((run / "evaluation" / "evaluation.json").read_text())["tau_table"][-1]
+    names = {"active_branches": 1, "top1": 100, "top5": 100, "flops": 1e-6}
+    wanted = [then[name] * scale for name, scale in names.items()]
+    assert then["tau"] == 0.3
+    # On another processor one image of 599 may fall on the other side of a threshold.
+    assert shown == pytest.approx(wanted, abs=0.18)
+
+
 def test_an_export_of_version_0_1_answers_its_reference_requests(verified, capsys):
     assert verified(f"--model_dir={MADE_BY_0_1}/served/digits/1") is None
     printed = capsys.readouterr().out
