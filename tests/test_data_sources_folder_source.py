@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import export
-import train
-from dynkhydra_tf import evaluation
+from dynkhydra_tf import evaluation, export, train
 from dynkhydra_tf.data import evaluation_batches, load_data, training_batches
 from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.errors import UserError

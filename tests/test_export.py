@@ -12,15 +12,11 @@ import keras
 import numpy as np
 import pytest
 
-from dynkhydra_tf import Hydra, ResNet
+from dynkhydra_tf import Hydra, ResNet, export
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.serving import native, verify
 from dynkhydra_tf.serving.formats import FORMATS
 from tests.conftest import ROOT, TinyBackbone
-
-spec = importlib.util.spec_from_file_location("export", ROOT / "export.py")
-export = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export)
 
 CLUSTERS = tuple(int(c) for c in np.arange(10) % 3)
 MADE_BY_0_1 = ROOT / "tests" / "made_by_0_1"
@@ -251,15 +247,16 @@ def test_a_new_format_takes_a_module_and_an_entry(run_command, tmp_path, capsys,
 
     toy = types.SimpleNamespace(FILE="model.json", OPTIONS=(), convert=convert, check_installed=lambda: None)
     monkeypatch.setitem(FORMATS, "toy", toy)
-    spec.loader.exec_module(with_toy := importlib.util.module_from_spec(spec))
+    with_toy = importlib.util.module_from_spec(export.__spec__)
+    with_toy.__spec__.loader.exec_module(with_toy)
 
-    def export(*options):
+    def export_toy(*options):
         options = [f"--run_dir={MADE_BY_0_1}/plain", f"--export_dir={tmp_path}/out", "--format=toy", *options]
         return run_command(with_toy.main, with_toy.Options, *options)
 
-    assert export("--top_classes=2") == 2
+    assert export_toy("--top_classes=2") == 2
     assert "toy does not take top_classes" in capsys.readouterr().err
-    assert export() is None
+    assert export_toy() is None
     assert capsys.readouterr().out == "model.json: 10 classes\n"
     assert len(json.loads((tmp_path / "out" / "model.json").read_text())["names"]) == 10
 

@@ -42,6 +42,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "configs" / "branched.cfg").write_text("--dataset=digits\n--num_branches=5\n")
     shutil.copy(ROOT / "configs" / "short.cfg", tmp_path / "configs")
     (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.setattr(reproduce, "TRAIN", ("train.py",))
     table = Table("Table T: tiny", [Series("tiny", PLAIN, (1, 2))])
     monkeypatch.setitem(experiments.TABLES, "T", table)
     monkeypatch.setitem(experiments.TABLES, "H", Table("Table H", [Series("branched", DYNK_HYDRA, (1,))]))
@@ -175,11 +176,13 @@ def test_bad_input_is_one_line_before_any_run(here, command, arguments, message)
     assert not (here / "runs").exists()
 
 
-def test_elsewhere_is_told(command, monkeypatch, tmp_path):
+def test_it_runs_outside_the_repository(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    status, _, err = command("--table=4")
-    assert status == 2
-    assert "run this from the root of the repository" in err
+    status, out, _ = command("--table=4", "--depths=1", "--runs_dir=runs", "--dry_run")
+    assert status is None
+    assert (
+        "\npython -m dynkhydra_tf.train --flagfile=configs/cifar100_hydrares.cfg --depth=1 --seed=0 " in out
+    )
 
 
 @pytest.mark.slow
@@ -192,6 +195,7 @@ def test_ctrl_c_ends_the_training_first(here):
     script = (
         "from dynkhydra_tf import cli\nfrom dynkhydra_tf.paper import experiments, reproduce\n"
         "from dynkhydra_tf.paper.experiments import Series, Table\n"
+        "reproduce.TRAIN = ('train.py',)\n"
         "experiments.TABLES['T'] = Table('T', [Series('tiny', 'plain', (1,))])\n"
         "cli.run(reproduce.main, reproduce.Options, positional='flags', at_least=0)\n"
     )

@@ -12,9 +12,7 @@ import time
 import keras
 import pytest
 
-import export
-import train
-from dynkhydra_tf import evaluation
+from dynkhydra_tf import evaluation, export, train
 from dynkhydra_tf.costs import plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import ClassPartition

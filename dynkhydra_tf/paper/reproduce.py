@@ -44,7 +44,7 @@ from dynkhydra_tf.settings import Settings, differences
 from dynkhydra_tf.tables import markdown_table
 from dynkhydra_tf.tables import table as text_table
 
-TRAIN = "train.py"
+TRAIN = ("-m", "dynkhydra_tf.train")  # what Python runs
 
 
 class Job(NamedTuple):
@@ -64,7 +64,7 @@ class Job(NamedTuple):
         """The commands that are still to be run, in order; [] when it has finished."""
         run, commands = FinishedRun.find(self.path), []
         if run is None:
-            commands.append([sys.executable, TRAIN, *self.arguments, f"--run_dir={self.path}"])
+            commands.append([sys.executable, *TRAIN, *self.arguments, f"--run_dir={self.path}"])
         if self.experiment.series.method != PLAIN and not (
             run and {row["tau"] for row in run.tau_table()} >= set(TAUS)
         ):
@@ -110,8 +110,6 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
         )
     if not options.seeds:
         raise UserError("--seeds must be whole numbers. Received: none")
-    if not pathlib.Path(TRAIN).is_file():
-        raise UserError(f"There is no {TRAIN} here; run this from the root of the repository")
     root = pathlib.Path(options.runs_dir)
     if options.data_dir:
         train_flags = [f"--data_dir={options.data_dir}", *train_flags]

@@ -2,12 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Union
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.server_files import check_name
 
+if TYPE_CHECKING:
+    from dynkhydra_tf.hydra import Hydra
+    from dynkhydra_tf.plain import Plain
+
+QUANTIZATIONS = ("float16", "dynamic")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -35,7 +39,7 @@ class ServedModel:
     """
 
     name: str
-    model: Hydra | Plain
+    model: Union["Hydra", "Plain"]
     class_names: Sequence[str]
     fit: str
     tau: float | None
@@ -47,6 +51,8 @@ class ServedModel:
 
     def __post_init__(self):
         """Checks the fields."""
+        from dynkhydra_tf.hydra import Hydra
+
         check_name(self.name)
         classes = self.model.num_classes
         if len(self.class_names) != classes:

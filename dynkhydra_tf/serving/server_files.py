@@ -5,11 +5,13 @@ import os
 import pathlib
 import shlex
 from collections.abc import Sequence
-
-import tensorflow as tf
+from typing import TYPE_CHECKING
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_text
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 MODELS = """\
 # tensorflow_model_server --model_config_file={place}/models.config
@@ -88,7 +90,7 @@ def _quoted(text):
 def write_warmup(
     directory: str | os.PathLike,
     size: int,
-    input_dtype: tf.DType,
+    input_dtype: "tf.DType",
     batch_sizes: Sequence[int],
     signatures: Sequence[str],
 ) -> None:
@@ -104,6 +106,7 @@ def write_warmup(
         batch_sizes: the sizes.
         signatures: the names of those that the model has.
     """
+    import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     picture = tf.io.encode_jpeg(tf.fill((size, size, 3), tf.constant(128, tf.uint8))).numpy()

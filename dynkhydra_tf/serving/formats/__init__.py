@@ -12,6 +12,19 @@
 B images of S x S pixels.
 """
 
-from dynkhydra_tf.serving.formats import litert, onnx, saved_model
+import importlib.util
+import sys
+from types import ModuleType
 
-FORMATS = {"saved_model": saved_model, "litert": litert, "onnx": onnx}
+
+def _when_used(name: str) -> ModuleType:
+    """A module here that is executed when something of it is asked for: all convert by TensorFlow."""
+    full_name = f"{__name__}.{name}"
+    spec = importlib.util.find_spec(full_name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FORMATS = {name: _when_used(name) for name in ("saved_model", "litert", "onnx")}

@@ -9,11 +9,10 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.formats import single_file
-from dynkhydra_tf.serving.served_model import ServedModel
+from dynkhydra_tf.serving.served_model import QUANTIZATIONS, ServedModel
 
 FILE = "model.tflite"
 OPTIONS = ("quantize",)
-QUANTIZATIONS = ("float16", "dynamic")
 
 
 def check_installed() -> None:

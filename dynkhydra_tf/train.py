@@ -1,0 +1,191 @@
+"""Trains a Hydra, or the plain network beside it: class partition, model, evaluation, in one run directory.
+
+    python train.py --flagfile=configs/digits.cfg
+
+The flags are in dynkhydra_tf/settings.py (`python train.py --help`). The same command goes on where a
+killed run stopped.
+"""
+
+import statistics
+
+from dynkhydra_tf import cli, figures
+from dynkhydra_tf.runs import FinishedRun, RunDirectory, RunFile
+from dynkhydra_tf.settings import Settings
+from dynkhydra_tf.tables import table
+
+
+def main(settings: Settings) -> None:
+    """Trains what the settings describe, or goes on with it; tells what came out."""
+    with RunDirectory.open(settings) as run:
+        if run.finished:
+            more = settings.optimisation.schedule == "piecewise"
+            print(
+                f"{run.path} is finished, with --epochs={settings.optimisation.epochs}. "
+                f"{'More of them go on from here, --overwrite' if more else '--overwrite'} starts anew."
+            )
+        else:
+            train(settings, run)
+    tell(FinishedRun.open(run.path))
+
+
+def train(settings: Settings, run: RunDirectory) -> None:
+    """Runs one training from settings to results."""
+    # Only now: to see the help, a wrong flag or the results of a finished run takes no more than a moment.
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from dynkhydra_tf.backbones import make_backbone
+    from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
+    from dynkhydra_tf.data import (
+        Augmentation,
+        evaluation_batches,
+        open_data,
+        steps_per_epoch,
+        training_batches,
+    )
+    from dynkhydra_tf.evaluation import evaluate, evaluate_plain
+    from dynkhydra_tf.hydra import Hydra
+    from dynkhydra_tf.machine import describe_machine
+    from dynkhydra_tf.optimisation import make_optimizer
+    from dynkhydra_tf.partition import check_source, make_partition
+    from dynkhydra_tf.plain import Plain
+    from dynkhydra_tf.training import fit
+
+    # === Data: what can be wrong is found before any long work, and before the run is started ===
+    network, how, optimisation = settings.network, settings.partition, settings.optimisation
+    branched = network.system == "hydra"
+    if branched and not run.continued:
+        check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
+    data = open_data(settings.data, settings.place.cache_dir)
+    if run.continued:
+        run.check_data(data.record)
+    steps = steps_per_epoch(data, optimisation.batch_size)
+    shift, flip, cutout = (getattr(settings.augmentation, name) for name in ("shift", "flip", "cutout"))
+    augment = Augmentation(data.image_size, data.mean, shift, data.flip if flip is None else flip, cutout)
+    optimizer = make_optimizer(optimisation, steps)
+
+    # === Class partition (Algorithm 2); a plain network has none ===
+    partition = None
+    if branched and run.continued:
+        partition = run.load_partition(data.name, data.class_names)
+    elif branched:
+        partition = make_partition(
+            data,
+            how.partition,
+            network.num_branches,
+            optimisation.seed,
+            feature_extractor=how.feature_extractor,
+            feature_weights=how.feature_weights,
+            partition_file=how.partition_file,
+            cache_dir=settings.place.cache_dir,
+            images_per_class=how.feature_images_per_class or None,
+        )
+
+    # === Model: the last checkpoint's, or a new one ===
+    keras.utils.set_random_seed(optimisation.seed)
+    backbone = make_backbone(network, data.image_size)
+    model, done = run.load_checkpoint() if run.continued else (None, 0)
+    if model is None:
+        given = {
+            "mean": data.mean,
+            "std": data.std,
+            "part_dtype": "mixed_bfloat16" if optimisation.mixed_precision else "float32",
+        }
+        if branched:
+            model = Hydra(
+                backbone,
+                partition.cluster_of_class,
+                top_k=network.top_k,
+                tau=network.tau,
+                train_tau=network.train_tau,
+                combine=network.combine,
+                routing=network.routing,
+                ensemble_weight=network.ensemble_weight,
+                gater_weight=network.gater_weight,
+                branch_weight=network.branch_weight,
+                **given,
+            )
+        else:
+            model = Plain(backbone, data.num_classes, **given)
+        model.compile(optimizer)
+        model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
+    else:
+        print(f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}.")
+
+    # === Train ===
+    test = evaluation_batches(data, "test", 256)
+    watched = evaluation_batches(data, "validation", 256) if data.sizes["validation"] else test
+    batches = training_batches(
+        data, optimisation.batch_size, optimisation.epochs, optimisation.seed, augment, initial_step=done
+    )
+    if run.continued:
+        run.go_on(done)
+    else:
+        run.start(partition, data.record)
+    fit(model, run, batches, watched, optimisation.epochs, steps, done)
+    run.save_model(model)
+
+    # === Evaluate on the test split, count, write ===
+    plain = plain_costs(backbone, data.num_classes)
+    if branched:
+        results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)
+        flops = {
+            **costs["flops"],
+            "total": inference_flops(costs["flops"], results["active_branches"]),
+            "all_branches": inference_flops(costs["flops"], model.num_branches),
+            "plain": plain["flops"],
+        }
+        parameters = {
+            **costs["parameters"],
+            "total": inference_parameters(costs["parameters"]),
+            "plain": plain["parameters"],
+        }
+        figures.save_branch_use(results, partition.clusters, run.path / RunFile.BRANCHES)
+    else:
+        results = evaluate_plain(model, test)
+        flops, parameters = {"total": plain["flops"]}, {"total": plain["parameters"]}
+    rows = run.metric_rows()
+    figures.save_learning_curves(rows, network.top_k, run.path / RunFile.LEARNING_CURVES)
+    measured = ("top1", "top5", "gater_accuracy", "active_branches")
+    summary = {
+        **{key: results[key] for key in measured if key in results},
+        "best_epoch": int(run.best_row()["epoch"]),
+        "flops": flops,
+        "parameters": parameters,
+        "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
+        "epochs": optimisation.epochs,
+        "seed": optimisation.seed,
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
+        "machine": describe_machine(),
+    }
+    run.finish(summary)
+
+
+def tell(run: FinishedRun) -> None:
+    """Prints what a run's summary says."""
+    summary, network = run.summary, run.settings.network
+    flops = summary["flops"]
+    plain = flops.get("plain", flops["total"])
+
+    def row(name, branches, count):
+        return [name, branches, f"{count / 1e6:.1f}", f"{count / plain:.2f}"]
+
+    gating, lines = "", [["per image", "branches", "MFLOPs", "x plain"]]
+    if network.system == "hydra":
+        gating = f"; gater {summary['gater_accuracy']:.2%}; tau {network.tau:g}"
+        count = str(network.num_branches)
+        lines.append(row("this model (mean lambda)", f"{summary['active_branches']:.2f}", flops["total"]))
+        lines.append(row(f"all {count} branches", count, flops["all_branches"]))
+    lines.append(row(f"plain {network.backbone}, d={network.depth}", "-", plain))
+    images = f", {run.sizes['test']} test images" if run.sizes else ""
+    print(
+        f"\n{run.settings.data.dataset}{images}: top-1 {summary['top1']:.2%}, top-5 "
+        f"{summary['top5']:.2%}{gating}\n\n{table(lines)}"
+    )
+    names = sorted(path.name for path in run.path.iterdir() if not path.name.startswith("."))
+    print(f"\nEverything is in {run.path}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings)
