@@ -120,9 +120,9 @@ def _recorded(part, calls):
     call, is_own = part.call, "call" in vars(part)  # its own, if it has been folded
 
     def recorded(inputs, *args, **kwargs):
-        before = len(inputs.consumers())
+        before = _readers(inputs)
         outputs = call(inputs, *args, **kwargs)
-        calls.setdefault(part, []).append(_Call(inputs, outputs, (before, len(inputs.consumers()))))
+        calls.setdefault(part, []).append(_Call(inputs, outputs, (before, _readers(inputs))))
         return outputs
 
     part.call = recorded
@@ -134,10 +134,15 @@ def _recorded(part, calls):
             part.call = call
 
 
+def _readers(tensor):
+    """How many operations of the trace read a tensor of it; 0 of a constant from outside."""
+    return len(tensor.consumers()) if tf.is_symbolic_tensor(tensor) else 0
+
+
 def _can_be_one(linear, norm, call):
     """Whether a normalisation, called on the output of `linear`, can be merged into it."""
     return (
-        call.readers == (0, len(call.inputs.consumers()))
+        call.readers == (0, _readers(call.inputs))
         and linear.activation in (None, keras.activations.linear)
         and getattr(linear, "data_format", "channels_last") == "channels_last"
         and norm.axis in (-1, call.inputs.shape.rank - 1)

@@ -142,6 +142,24 @@ def test_in_layers_of_ones_own_the_order_is_that_of_the_calls():
     check_folding(Misleading(), 1)  # norm2 is ahead of a convolution
 
 
+def test_a_constant_may_go_through_layers_too():
+    class Shifted(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = layers.Conv2D(4, 1), layers.BatchNormalization()
+            self.dense, self.points = layers.Dense(4), tf.ones((1, 3))
+
+        def build(self, shape):
+            self.conv.build(shape)
+            self.norm.build(shape)
+            self.dense.build((1, 3))
+
+        def call(self, x, training=False):
+            return self.norm(self.conv(x), training=training) + self.dense(self.points)
+
+    check_folding(Shifted(), 0)
+
+
 def test_models_within_models():
     inner = keras.Sequential([layers.Conv2D(5, 3), BatchNorm()])
     check_folding(functional(lambda x: layers.ReLU()(keras.Sequential([inner, Misleading()])(x))), 1)
