@@ -18,7 +18,11 @@ def content(tmp_path):
     shown = Picture(picture, 'a "caption"')
     table = Grid([["name", "n"], ["a|b <i>", "1"], ["x" * 41, "2"]], (0,))
     first = Section("S & T", parts=[Part("part", grid=table), Part(text="after it", picture=shown)])
-    return "A <b> & c", "x < y", [first, Section("R", folds=[Fold("more", [shown], "--flag=<x>\n")])]
+    return (
+        "A <b> & c",
+        "x < y",
+        [first, Section("R", folds=[Fold("more", [Part(picture=shown)], "--flag=<x>\n")])],
+    )
 
 
 class Reader(html.parser.HTMLParser):
@@ -50,7 +54,7 @@ def test_html_is_whole_escaped_and_needs_no_other_file(content):
     for expected in ("A <b> & c", "x < y", "S & T", "part", "a|b <i>", "after it", "--flag=<x>\n", "more"):
         assert expected in reader.text
     assert reader.text.count("A <b> & c") == 2  # the page's title, and the window's
-    assert reader.cells == ["text", None, "text", None, "text long", None]
+    assert reader.cells == ["text key last", None, "text key last", None, "text long key last", None]
     assert len(reader.images) == 2
     for image in reader.images:
         assert image["alt"] == 'a "caption"'
@@ -66,3 +70,15 @@ def test_markdown_links_pictures_from_where_it_lies(content, tmp_path):
     )
     assert '\n\nafter it\n\n![a "caption"](../runs/a%20b.png)\n\n*a "caption"*\n\n## R\n\n**more**' in text
     assert text.endswith("```\n--flag=<x>\n```\n")
+
+
+def test_keys_and_the_main_column_are_marked():
+    grid = Grid([["system", "top-1", "d", "tau"]], (0,), key_columns=(0, 2, 3), main_column=1)
+    assert [grid.kinds(column, "x") for column in range(4)] == [
+        "text key",
+        "main",
+        "key second",
+        "key third last",
+    ]
+    text = to_html("T", "", [Section("S", parts=[Part(grid=grid)])])
+    assert '<th class="main">top-1</th>' in text

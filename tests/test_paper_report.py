@@ -85,9 +85,17 @@ def test_pictures_of_a_run_are_shown(make_run, command, tmp_path):
     run = make_run("cifar100-d2", "4", 2)
     (run / "evaluation").mkdir()
     (run / "evaluation" / "confusion.png").write_bytes(b"png")
+    owl = {"class": "owl", "cluster": 1, "images": 5, "top1": 0.4, "top5": 1.0, "taken_for": "cat"}
+    pair = {"class": "owl", "taken_for": "cat", "images": 3, "share": 0.6, "same_cluster": False}
+    found = {"worst_classes": [owl | {"taken_for_share": 0.6}], "worst_pairs": [pair]}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
     assert command(tmp_path, f"--output={tmp_path / 'report.html'}")[0] is None
     text = (tmp_path / "report.md").read_text()
     assert "(runs/cifar100-d2/evaluation/confusion.png)" in text
+    assert "| owl | 5 | 40.0% | cat | 60.0% |" in text and "| owl | cat | 3 | 60.0% | another |" in text
+    html = (tmp_path / "report.html").read_text()
+    assert '<th class="text key">system</th><th class="key second last">d</th>' in html.replace("\n", "")
+    assert '<td class="main">50.00</td>' in html
     assert "**cifar100-d2: top-1 50.00%, seed 0, 190 epochs, piecewise, 9 s an epoch**" in text
     assert "| keras 3 | Xeon, 2 cores | cifar100-d2 |" in text
 

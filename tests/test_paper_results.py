@@ -69,8 +69,8 @@ def test_tau_rows_stand_beside_table_6(finished):
     assert first["active_branches_difference"] == pytest.approx(2.5 - 2.61)
     assert (second["tau"], second["top1_paper"]) == (0.07, None)
     header, row, _ = results.tau_table([first, second])
-    assert header[:7] == ["data set", "system", "d", "epochs", "paper", "tau", "lambda"]
-    assert row[3:7] == ["100", "100", "0.06", "2.50"]
+    assert header[:7] == ["data set", "system", "d", "tau", "epochs", "paper", "lambda"]
+    assert row[3:7] == ["0.06", "100", "100", "2.50"]
 
 
 def test_every_row_says_how_long_its_runs_were(finished):

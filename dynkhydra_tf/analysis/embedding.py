@@ -4,7 +4,8 @@
 
 A sample of the training images goes through the feature extractor that the partition was made with; t-SNE
 brings the features to two dimensions and, as in the paper, to three. Each point is an image; the name of a
-class stands at the mean of its points, with a line to it where it had to make room for another name.
+class stands at the mean of its points, with a line to it where it had to make room for another name. Three
+dimensions are seen from where they are spread widest; the farther a point, the paler.
 
 Writes embedding_2d.png, embedding_3d.png and embedding.csv (the means of the classes) into
 RUN_DIR/evaluation, or --output_dir. Axis letters: M classes, S image size, F features, D dimensions; n images

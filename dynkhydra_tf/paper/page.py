@@ -21,10 +21,30 @@ class Grid(NamedTuple):
     Attributes:
         rows: lists of str, the first one the header.
         text_columns: indices of the columns that hold no numbers.
+        key_columns: up to three that tell the rows apart; in HTML they stay in view when others scroll
+            away: the second and the third, of few letters, on narrow windows only.
+        main_column: index of the numbers that matter most; in HTML they are in view from the first, or None.
     """
 
     rows: Sequence[Sequence[str]]
     text_columns: Sequence[int] = ()
+    key_columns: Sequence[int] = (0,)
+    main_column: int | None = None
+
+    def kinds(self, column: int, cell: str) -> str:
+        """What a cell is, as the classes of page.html's style."""
+        keys = list(self.key_columns)
+        text = column in self.text_columns
+        kinds = {
+            "text": text,
+            "long": text and len(cell) > 40,
+            "key": column in keys,
+            "second": column in keys[1:2],
+            "third": column in keys[2:],
+            "last": column == keys[-1],
+            "main": column == self.main_column,
+        }
+        return " ".join(kind for kind, holds in kinds.items() if holds)
 
 
 class Picture(NamedTuple):
@@ -50,10 +70,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Pictures and preformatted text under a line that opens them."""
+    """Parts and preformatted text under a line that opens them."""
 
     title: str
-    pictures: Sequence[Picture]
+    parts: Sequence[Part]
     code: str
 
 
@@ -85,13 +105,22 @@ def to_markdown(title: str, text: str, sections: Sequence[Section], directory: p
     for section in sections:
         blocks += [f"## {section.title}", section.text]
         for part in section.parts:
-            blocks += [f"### {part.title}" if part.title else "", part.text]
-            blocks.append(markdown_table(*part.grid) if part.grid else "")
-            blocks.append(_link(part.picture, directory) if part.picture else "")
+            blocks += _part_blocks(part, directory)
         for fold in section.folds:
-            pictures = [_link(picture, directory) for picture in fold.pictures]
-            blocks += [f"**{fold.title}**", *pictures, f"```\n{fold.code.rstrip()}\n```"]
+            blocks.append(f"**{fold.title}**")
+            for part in fold.parts:
+                blocks += _part_blocks(part, directory)
+            blocks.append(f"```\n{fold.code.rstrip()}\n```")
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _part_blocks(part, directory):
+    return [
+        f"### {part.title}" if part.title else "",
+        part.text,
+        markdown_table(part.grid.rows, part.grid.text_columns) if part.grid else "",
+        _link(part.picture, directory) if part.picture else "",
+    ]
 
 
 def _link(picture, directory):

@@ -3,9 +3,9 @@
     python -m dynkhydra_tf.paper.report runs/ --output=report.html
 
 It shows what the runs allow: the paper's tables with the paper's numbers beside ours, accuracy over compute,
-runs that belong to no table, and for each run the pictures that the commands left there (training,
-evaluation, embedding, interpolation, latency). Writes report.html; report.md, which links the runs' own
-pictures; the others are in report_files/.
+runs that belong to no table, and for each run what the commands left there: pictures (training, evaluation,
+embedding, interpolation, latency) and the classes that are told worst. Writes report.html; report.md, which
+links the runs' own pictures; the others are in report_files/.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from dynkhydra_tf.paper.experiments import TABLES, experiments
 from dynkhydra_tf.paper.page import Fold, Grid, Part, Picture, Section, to_html, to_markdown
 from dynkhydra_tf.paper.tradeoff import save_tradeoff
 from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
+from dynkhydra_tf.predictions import class_table, pair_table
 from dynkhydra_tf.runs import EvaluationFile, FinishedRun, RunFile
 from dynkhydra_tf.settings import length_text
 
@@ -39,6 +40,8 @@ METHODS = [
     [HYDRARES_SP, "always K", "yes", "--tau=0 --branch_weight=0.05"],
     [DYNK_HYDRA, "at most K, from tau on", "yes", "--tau=0.08 --branch_weight=0.05"],
 ]
+# The columns that tell the rows of a table apart, and the one to look at.
+KEYS, MAIN = ("system", "run", "d", "tau"), ("top-1, %",)
 RUN_PICTURES = {
     RunFile.LEARNING_CURVES: "Training: loss, accuracy and branches per image (lambda) over the epochs.",
     RunFile.BRANCHES: "How many of the images use each branch, and how well its own classes are told apart.",
@@ -46,6 +49,7 @@ RUN_PICTURES = {
 EVALUATION_PICTURES = {
     EvaluationFile.TAU_CURVE: "The threshold tau after training: branches per image, accuracy, compute.",
     EvaluationFile.CONFUSION: "Which branches, and which clusters' classes, the images of a cluster get.",
+    EvaluationFile.MOST_WRONG: "The images that were most wrong.",
     EvaluationFile.EMBEDDING_2D: "Classes and clusters: t-SNE of image embeddings (the paper's Fig. 1).",
     EvaluationFile.EMBEDDING_3D: "The same in three dimensions.",
     EvaluationFile.INTERPOLATION: "Between two branches: loss and accuracy of a branch with interpolated "
@@ -133,7 +137,11 @@ def _other_depths(key, runs):
 
 
 def _grid(table):
-    return Grid(table, [i for i, head in enumerate(table[0]) if head in results.TEXT_COLUMNS])
+    head = list(table[0])
+    keys = [head.index(name) for name in KEYS if name in head][:3]
+    mains = [head.index(name) for name in MAIN if name in head]
+    text_columns = [i for i, name in enumerate(head) if name in results.TEXT_COLUMNS]
+    return Grid(table, text_columns, keys or (0,), mains[0] if mains else None)
 
 
 def _own_rows(runs):
@@ -150,15 +158,20 @@ def _own_rows(runs):
 
 
 def _run_fold(run):
-    """A run's pictures and settings."""
+    """A run's pictures, worst mistakes and settings."""
     pictures = {run.path / name: caption for name, caption in RUN_PICTURES.items()}
     pictures |= {run.evaluation / name: caption for name, caption in EVALUATION_PICTURES.items()}
     optimisation, summary = run.settings.optimisation, run.summary
     line = f"{run.name}: top-1 {summary['top1']:.2%}, seed {summary['seed']}"
     line += f", {length_text(optimisation.epochs, optimisation.schedule)}"
     line += f", {summary['seconds_per_epoch']:.0f} s an epoch"
-    there = [Picture(path, caption) for path, caption in pictures.items() if path.is_file()]
-    return Fold(line, there, to_flagfile(run.settings))
+    parts = [Part(picture=Picture(path, caption)) for path, caption in pictures.items() if path.is_file()]
+    found = run.results()
+    if worst := found.get("worst_classes"):
+        parts.append(Part(grid=Grid(class_table(worst), (0, 3), main_column=2)))
+    if worst := found.get("worst_pairs"):
+        parts.append(Part(grid=Grid(pair_table(worst), (0, 1, 4), main_column=2)))
+    return Fold(line, parts, to_flagfile(run.settings))
 
 
 def _version_rows(runs):

@@ -215,8 +215,9 @@ def result_table(rows: Sequence[dict]) -> list[list[str]]:
 def tau_table(rows: Sequence[dict]) -> list[list[str]]:
     """Returns tau rows as a table (lists of str, the header first), columns without a number left out."""
     columns = [
-        *_NAMES,
+        *_NAMES[:3],
         ("tau", lambda row: f"{row['tau']:g}"),
+        *_NAMES[3:],
         ("lambda", lambda row: number(row["active_branches"], ".2f")),
         ("paper", lambda row: number(row["active_branches_paper"], ".2f")),
         ("top-1, %", lambda row: number(row["top1"], ".2f")),
