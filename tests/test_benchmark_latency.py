@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
-from dynkhydra_tf.benchmark import latency
+from dynkhydra_tf.benchmark import latency, timing
 from dynkhydra_tf.benchmark.subjects import export_network
 from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
@@ -62,13 +62,13 @@ def command(run_command):
 
 def test_runs_are_named_and_taken_once(make_run):
     a, b, c = make_run("x/a"), make_run("y/a"), make_run("c")
-    runs = latency.open_runs([a, b, c, c + os.sep])
+    runs = timing.open_runs([a, b, c, c + os.sep])
     assert list(runs) == [a, b, "c"]
 
 
 def test_a_default_that_is_written_out_is_no_other_data_set(make_run):
     runs = [make_run("a"), make_run("b", "--image_size=32", "--validation_fraction=0.1", "--depth=3")]
-    assert len(latency.open_runs(runs)) == 2
+    assert len(timing.open_runs(runs)) == 2
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_a_default_that_is_written_out_is_no_other_data_set(make_run):
 )
 def test_other_test_images(make_run, option, message):
     with pytest.raises(UserError, match=f"All runs must have the same test images. .*{message}"):
-        latency.open_runs([make_run("a"), make_run("b", option)])
+        timing.open_runs([make_run("a"), make_run("b", option)])
 
 
 # === Accuracy ===
 
 
 def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydra, digits):
-    (run,) = latency.open_runs([make_run("run", model=hydra)]).values()
+    (run,) = timing.open_runs([make_run("run", model=hydra)]).values()
     row = {"tau": 0.3, "active_branches": 1.5, "top1": 0.25, "top5": 0.5, "flops": 7}
     written = {"model": str(run.path / "model.keras"), "dataset": "digits", "split": "test"}
     written |= {"tau_table": [row, row | {"tau": 0.5}]}
@@ -97,7 +97,7 @@ def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydr
 
     def rows(**changes):
         path.write_text(json.dumps(written | changes))
-        return latency.accuracy_rows(run, hydra, digits, [0.3])
+        return timing.accuracy_rows(run, hydra, digits, [0.3])
 
     assert rows() == [{"tau": 0.3, "active_branches": 1.5, "top1": 0.25, "flops": 7}]
     fresh = rows(split="train")
@@ -117,32 +117,32 @@ def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydr
 
 def test_images_are_spread_over_the_split(digits):
     everything = np.concatenate([image[None] for image, _ in digits.examples("test").as_numpy_iterator()])
-    images = latency.timed_images(digits, 1)
-    assert len(images) == latency.IMAGES
+    images = timing.timed_images(digits, 1)
+    assert len(images) == timing.IMAGES
     np.testing.assert_array_equal(images[0], everything[0])
     np.testing.assert_array_equal(images[-1], everything[-1])
     np.testing.assert_array_equal(images[1], everything[2])  # 598 / 255 = 2.3
-    assert len(latency.timed_images(digits, 64)) == 512  # 8 requests
-    assert len(latency.timed_images(digits, 299)) == 598
+    assert len(timing.timed_images(digits, 64)) == 512  # 8 requests
+    assert len(timing.timed_images(digits, 299)) == 598
     with pytest.raises(UserError, match="--batch_size must be at most 299, half of the test images"):
-        latency.timed_images(digits, 300)
+        timing.timed_images(digits, 300)
 
 
 def test_an_export_that_answers_otherwise_is_refused(plain, tmp_path, digits):
     export_network(plain, tmp_path / "export")
-    images = latency.timed_images(digits, 8)[:16]
+    images = timing.timed_images(digits, 8)[:16]
     right = tf.nn.softmax(plain(images)["logits"]).numpy()
-    subject = latency.Subject((tmp_path / "export", "serving_default"), None, right)
-    times = latency.measure({"plain": subject}, images, 8, 1, 0.0)
+    subject = timing.Subject((tmp_path / "export", "serving_default"), None, right)
+    times = timing.measure({"plain": subject}, images, 8, 1, 0.0)
     assert 0 < times["plain"]["low"] <= times["plain"]["ms"] <= times["plain"]["high"]
     wrong = subject._replace(probabilities=right[::-1])
     with pytest.raises(UserError, match="The export of plain differs from its Keras model by"):
-        latency.measure({"plain": wrong}, images, 8, 1, 0.0)
+        timing.measure({"plain": wrong}, images, 8, 1, 0.0)
 
 
 @pytest.mark.slow
 def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(latency, "IMAGES", 12)
+    monkeypatch.setattr(timing, "IMAGES", 12)
     runs = make_run("hydra", model=hydra), make_run("plain", "--system=plain", model=plain)
     assert command(*runs, "--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out") is None
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -122,3 +123,21 @@ def test_counting_costs_needs_no_scikit_learn_scipy_or_matplotlib():
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "MFLOPs for one image" in done.stdout
+
+
+def test_commands_load_keras_only_when_they_work():
+    commands = ["paper.report", "paper.reproduce", "benchmark.__main__", "benchmark.latency"]
+    commands += ["analysis.embedding", "analysis.interpolation"]
+    script = "import sys\n" + "".join(f"import dynkhydra_tf.{name}\n" for name in commands)
+    script += "print({'keras', 'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules) or 'none')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "none\n", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["latency", "report", "reproduce"])
+def test_earlier_names_of_commands_still_work(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_module(f"dynkhydra_tf.analysis.{name}", run_name="__main__")
+    assert leaving.value.code == 0
+    assert f".{name} " in capsys.readouterr().out

@@ -13,10 +13,9 @@ in all.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
-from sklearn.manifold import TSNE
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.analysis.options import HydraRunOptions
@@ -24,15 +23,19 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import setting
 from dynkhydra_tf.files import write_csv
 from dynkhydra_tf.meter import Meter
-from dynkhydra_tf.partition import Extractor, build_extractor
 from dynkhydra_tf.runs import EvaluationFile
+
+if TYPE_CHECKING:  # they load Keras, which --help can do without
+    import tensorflow as tf
+
+    from dynkhydra_tf.partition import Extractor
 
 PERPLEXITY = 30
 IMAGES, LEAST_PER_CLASS = 2000, 10  # a sample's size unless told otherwise
 
 
 def sample_images(
-    examples: tf.data.Dataset, num_classes: int, images_per_class: int, seed: int
+    examples: "tf.data.Dataset", num_classes: int, images_per_class: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws images of each class at random, in one pass (reservoir sampling).
 
@@ -59,7 +62,7 @@ def sample_images(
     )
 
 
-def embed(extractor: Extractor, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+def embed(extractor: "Extractor", images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Returns the features (n, F) float32 of images (n, S, S, 3) uint8.
 
     Raises:
@@ -81,6 +84,8 @@ def embed(extractor: Extractor, images: np.ndarray, batch_size: int = 16) -> np.
 
 def reduce_dimensions(features: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
     """Returns the t-SNE of features (n, F), n > D, as points (n, D) float32; D is 2 or 3."""
+    from sklearn.manifold import TSNE
+
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(dimensions, perplexity=perplexity, init="pca", random_state=seed)
     return tsne.fit_transform(features)
@@ -114,6 +119,8 @@ class Options(HydraRunOptions):
 
 def main(options: Options) -> None:
     """Embeds a sample of a run's training images and draws it."""
+    from dynkhydra_tf.partition import build_extractor
+
     # === What to show ===
     run, output = options.open_run("partition")
     trained_with, weights = run.settings.partition, options.feature_weights

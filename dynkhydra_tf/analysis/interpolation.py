@@ -28,21 +28,23 @@ as it is. Axis letters: B batch, T alphas, M classes, R ways to read a branch, h
 import dataclasses
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.analysis.options import HydraRunOptions
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import setting
 from dynkhydra_tf.files import write_csv
-from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.partition import clusters_of
 from dynkhydra_tf.runs import EvaluationFile
 from dynkhydra_tf.settings import length_text
 from dynkhydra_tf.tables import table
+
+if TYPE_CHECKING:  # they load Keras, which --help can do without
+    import tensorflow as tf
+
+    from dynkhydra_tf.hydra import Hydra
 
 OWN_HEAD, ENSEMBLE = "own head", "ensemble"
 STATISTICS = ("re-estimated", "interpolated")
@@ -93,12 +95,12 @@ class Interpolation:
 
 
 def interpolate(
-    model: Hydra,
+    model: "Hydra",
     first: int,
     second: int,
     alphas: Sequence[float],
-    examples: tf.data.Dataset,
-    training_examples: tf.data.Dataset,
+    examples: "tf.data.Dataset",
+    training_examples: "tf.data.Dataset",
 ) -> Interpolation:
     """Evaluates the branches on the line between two branches (Fig. 5).
 
@@ -117,6 +119,8 @@ def interpolate(
         ValueError: not two branches of the model.
         UserError: one of the two partitions has no image in `examples` or none in `training_examples`.
     """
+    import tensorflow as tf
+
     if first == second or not {first, second} <= set(range(model.num_branches)):
         raise ValueError(
             f"first and second must be two branches in 0..{model.num_branches - 1}. Received: "
@@ -173,6 +177,8 @@ def _between(x, y, alpha):
 
 def _features(model, first, second, examples, purpose):
     """Yields the stem's output, labels (B,) and "is of the second partition" (B,), the others left out."""
+    import tensorflow as tf
+
     cluster_of_class = np.array(model.cluster_of_class)
     wanted = tf.constant(np.isin(cluster_of_class, (first, second)))
     stem = tf.function(lambda images: model.stem(model.normalize(images)), reduce_retracing=True)
@@ -192,6 +198,9 @@ def _reestimated(branch, points, batches):
     A layer's mean is the mean of its batches' means; its variance, of the batches' variances and of
     their means. From here on `branch` keeps nothing of its moving statistics.
     """
+    import keras
+    import tensorflow as tf
+
     norms = [
         layer for layer in branch._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
     ]
@@ -244,6 +253,8 @@ class Options(HydraRunOptions):
 
 def main(options: Options) -> None:
     """Interpolates between two branches of a run, prints the result and writes it."""
+    from dynkhydra_tf.partition import clusters_of
+
     # === What to interpolate ===
     run, output = options.open_run("branches")
     pair, num_branches = options.branches, run.settings.network.num_branches

@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
-from dynkhydra_tf.data import ImageData, open_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, changed, setting
 from dynkhydra_tf.files import check_writable
 from dynkhydra_tf.runs import FinishedRun
+
+if TYPE_CHECKING:
+    from dynkhydra_tf.data import ImageData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,14 @@ class HydraRunOptions(Checked):
         check_writable(output, "output_dir")
         return run, output
 
-    def open_data(self, run: FinishedRun) -> ImageData:
+    def open_data(self, run: FinishedRun) -> "ImageData":
         """Opens the data of the run.
 
         Raises:
             UserError: they cannot be had, or have other classes or another size than those of its training.
         """
+        from dynkhydra_tf.data import open_data
+
         given = {"data_dir": self.data_dir} if self.data_dir else {}
         data = open_data(changed(run.settings.data, **given), run.settings.place.cache_dir)
         run.check_data(data)

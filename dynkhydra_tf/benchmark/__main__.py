@@ -21,8 +21,6 @@ import numpy as np
 import threadpoolctl
 
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.benchmark import inference, training
-from dynkhydra_tf.benchmark.environment import describe
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_json
@@ -68,6 +66,10 @@ class Options(Checked):
 
 def main(options: Options, sections: Sequence[str]) -> None:
     """Runs the sections named, or all."""
+    # Only now: they load Keras, which --help can do without.
+    from dynkhydra_tf.benchmark import inference, training
+    from dynkhydra_tf.benchmark.environment import describe
+
     unknown = [section for section in sections if section not in SECTIONS]
     if unknown:
         raise UserError(f"There are the sections {', '.join(SECTIONS)}. Received: {' '.join(unknown)}")

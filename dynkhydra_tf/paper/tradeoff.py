@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from dynkhydra_tf import figures
 from dynkhydra_tf import paper_numbers as paper
-from dynkhydra_tf.backbones import make_backbone
-from dynkhydra_tf.costs import NUM_CLASSES, branched_costs, inference_flops
-from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.paper.experiments import Experiment, Series
 from dynkhydra_tf.paper.results import training_text
 
@@ -98,6 +95,8 @@ def paper_points(dataset: str, backbone: str) -> dict[str, list[tuple[int, float
 def _mflops(dataset, backbone, method, depth, row):
     if row.mflops is not None or row.top1 is None or method in (paper.PLAIN, paper.DYNK):
         return row.mflops
+    from dynkhydra_tf.costs import inference_flops  # loads Keras: only where something is counted
+
     config = dataset if backbone != "densenet" else f"{dataset}_densenet"
     flops, top_k = _counted(config, depth)
     return inference_flops(flops, row.active_branches or top_k) / 1e6
@@ -106,6 +105,10 @@ def _mflops(dataset, backbone, method, depth, row):
 @functools.cache
 def _counted(config, depth):
     """FLOPs by part of a config's network at a depth, and its K."""
+    from dynkhydra_tf.backbones import make_backbone
+    from dynkhydra_tf.costs import NUM_CLASSES, branched_costs
+    from dynkhydra_tf.data import find_entry
+
     settings = Experiment(Series(config, "", ()), depth).settings()
     data, network = settings.data, settings.network
     backbone = make_backbone(network, data.image_size or find_entry(data.dataset).image_size)
