@@ -111,3 +111,15 @@ def test_sample_weight_is_refused(make, batch):
     model.compile("adamw")
     with pytest.raises(ValueError, match="does not take sample_weight"):
         model.fit(images, labels, sample_weight=np.ones(8), verbose=0)
+
+
+def test_for_inference_is_a_copy_in_float32(make, batch):
+    images, labels = batch(LABELS)
+    model = make(part_dtype="mixed_bfloat16")
+    copy = model.for_inference()
+    assert (copy.part_dtype, model.part_dtype) == ("float32", "mixed_bfloat16")
+    np.testing.assert_allclose(copy(images)["logits"], make()(images)["logits"], atol=1e-6)
+    before = copy(images)["logits"]
+    model.compile(keras.optimizers.SGD(1.0))
+    model.train_on_batch(images, labels)
+    np.testing.assert_array_equal(copy(images)["logits"], before)

@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from dynkhydra_tf import Hydra, ResNet
 from dynkhydra_tf.folding import fold
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.graph import InferenceGraph
-from tests.conftest import coloured_images
+from tests.conftest import TinyBackbone, coloured_images
 
 
 def run(graph, images, tau):
@@ -107,3 +108,18 @@ def test_mixed_precision_is_served_in_float32(make_hydra, batch):
     assert graph.model.part_dtype == "float32"
     probabilities, _ = run(graph, images, 0.0)
     np.testing.assert_allclose(probabilities, tf.nn.softmax(model(images, tau=0.0)["logits"]), atol=2e-2)
+
+
+def test_a_plain_network_is_folded_and_has_nothing_to_select(batch):
+    images, _ = batch(np.zeros(3))
+    model = Plain(TinyBackbone(), 6, part_dtype="mixed_bfloat16")
+    graph = InferenceGraph(model)
+    spec = tf.TensorSpec((None, 8, 8, 3), tf.uint8)
+    traced = tf.function(lambda images: graph.answer(images, graph.gating(images, None)), autograph=False)
+    traced = traced.get_concrete_function(spec)
+    assert not any("BatchNorm" in op.type for op in traced.graph.get_operations())
+    answer = traced(tf.constant(images))
+    assert set(answer) == {"probabilities", "class_id"} and not graph.gated
+    expected = tf.nn.softmax(model.for_inference()(images)["logits"])
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
+    np.testing.assert_array_equal(answer["class_id"], np.argmax(expected, axis=1))

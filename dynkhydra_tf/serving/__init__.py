@@ -1,1 +1,1 @@
-"""Serving: the inference graph, the SavedModel and what lies beside it, edge formats, the client."""
+"""Serving: the inference graph, the SavedModel and what lies beside it, export formats, the client."""
