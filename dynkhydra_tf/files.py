@@ -93,7 +93,13 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
     """
     path = pathlib.Path(directory) / LOCK
     while True:
-        file = path.open("a+b", buffering=0)
+        try:
+            file = path.open("a+b", buffering=0)
+        except PermissionError as error:
+            raise UserError(
+                f"{directory} may be in use by another user, whose {path.name} is there: when it is not, "
+                "delete that file"
+            ) from error
         try:
             if fcntl is None:
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -107,9 +113,10 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
             ) from None
         except OSError as error:
             logging.warning("%s cannot be locked (%s): let no second process work in it", directory, error)
-        # The holder may have ended, and removed the file, between the two lines above.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        # The holder may have ended, and removed the file, after it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
     with file:
         try:

@@ -1,11 +1,11 @@
 """Tests of writing files whole or not at all, and of directories that one process works in."""
 
+import concurrent.futures
 import errno
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -132,12 +132,20 @@ def test_many_at_once_take_turns(tmp_path):
             except UserError:
                 pass
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result()
     assert set(most) == {1}
+
+
+def test_the_lock_of_another_user_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # root may open everything
+    told = f"{tmp_path} may be in use by another user, whose {LOCK} is there"
+    with pytest.raises(UserError, match=told), locked(tmp_path):
+        pass
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
