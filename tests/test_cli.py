@@ -1,15 +1,20 @@
 """A command of one flag."""
 
 import dataclasses
+import importlib
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from dynkhydra_tf import cli
+from dynkhydra_tf.__main__ import VERBS
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.fields import Checked, setting
+from dynkhydra_tf.fields import Checked, leaves, setting
+from dynkhydra_tf.settings import Settings
 from tests.conftest import ROOT
 
 
@@ -67,6 +72,16 @@ def test_a_terminal_that_is_not_utf_8_shows_what_it_can():
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"\\u03bb = 2, \xfc, \\udce9\n"), done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_that_is_a_path_opens_the_home(verb):
+    name = f"dynkhydra_tf.{VERBS[verb]}"
+    name += ".__main__" if importlib.util.find_spec(name).submodule_search_locations else ""
+    module = importlib.import_module(name)
+    path = re.compile(r".*(_dir|_file|_weights|_extractor)|output|compare|labels")
+    for field in leaves(getattr(module, "Options", Settings)):
+        assert field.metadata["setting"].path or not path.fullmatch(field.name), field.name
 
 
 def test_positional_arguments(capsys):

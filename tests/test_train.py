@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,21 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert run_command(export.main, export.Options, f"--run_dir={run}", served, "--tau=0.1") == 2
     assert "holds a plain network, without a gate: leave --tau out" in capsys.readouterr().err
     assert not (tmp_path / "served").exists()
+
+
+def test_a_finished_run_says_so_in_a_moment(tmp_path):
+    run = shutil.copytree(ROOT / "tests" / "made_by_0_1" / "hydra", tmp_path / "run")
+    script = (
+        "import runpy, sys\n"
+        "sys.argv[0] = 'train.py'\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+        "assert not {'keras', 'tensorflow'} & sys.modules.keys()\n"
+    )
+    arguments = [sys.executable, "-c", script, f"--flagfile={run}/flags.cfg", f"--run_dir={run}"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{run} is finished, with --epochs=14. --overwrite starts anew.\n" in done.stdout
+    assert "digits, 599 test images: top-1 94.16%, top-5 99.50%; gater 92.65%; tau 0.08" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.slow
