@@ -7,6 +7,7 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.flags import to_flagfile
 from dynkhydra_tf.paper import report, tradeoff
 from dynkhydra_tf.paper.experiments import experiments
+from dynkhydra_tf.runs import FinishedRun
 
 SHORT = ("--epochs=12", "--schedule=cosine")
 
@@ -76,6 +77,7 @@ def test_only_tables_that_have_runs_each_schedule_by_itself(make_run, command, t
     assert "| food101-d1 | food101 | 1 | 7 | 4 | 12 | cosine | 33.00 | 2.00 | 150.0 |" in own
     assert "| cifar100-d3 | cifar100 | 3 | 5 | 4 | 3 | cosine | 44.00 | 2.00 | 150.0 |" in own
     assert "## Results: 3 epochs" not in text
+    assert "](report_files/own_runs.png)" in own
     html = page.read_text()
     assert html.count("<details>") == 6
     assert "data:image/png;base64," in html
@@ -116,3 +118,18 @@ def test_bad_input_is_one_line(command, monkeypatch, tmp_path, arguments, messag
     assert len(printed.err.splitlines()) == 1
     assert re.search(message, printed.err), printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_own_runs_have_a_panel_a_data_set_and_say_how_long_they_were(make_run, drawn, tmp_path):
+    photos, digits = "--dataset=folder", "--dataset=digits"
+    runs = [
+        make_run("cifar100-d1", "4", 1, *SHORT, photos, f"--data_dir={tmp_path}/cats"),
+        make_run("cifar100-d2", "4", 2, "--epochs=1", photos, f"--data_dir={tmp_path}/cats"),
+        make_run("cifar100-d3", "4", 3, photos, f"--data_dir={tmp_path}/dogs"),
+        make_run("cifar100_plain-d1", "1", 1, digits),
+    ]
+    tradeoff.save_own_runs([FinishedRun.open(run) for run in runs], tmp_path / "own.png")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["folder cats", "folder dogs", "digits"]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["cifar100-d1: 12 epochs, cosine", "cifar100-d2: 1 epoch, piecewise"]

@@ -20,7 +20,7 @@ from dynkhydra_tf.flags import to_flagfile
 from dynkhydra_tf.paper import results
 from dynkhydra_tf.paper.experiments import TABLES, experiments
 from dynkhydra_tf.paper.page import Fold, Grid, Part, Picture, Section, to_html, to_markdown
-from dynkhydra_tf.paper.tradeoff import save_tradeoff
+from dynkhydra_tf.paper.tradeoff import save_own_runs, save_tradeoff
 from dynkhydra_tf.paper_numbers import DYNK, DYNK_HYDRA, HYDRARES, HYDRARES_SP, PLAIN
 from dynkhydra_tf.predictions import class_table, pair_table
 from dynkhydra_tf.runs import EvaluationFile, FinishedRun, RunFile
@@ -95,7 +95,12 @@ def main(options: Options, places: Sequence[str]) -> None:
         own = [run for run in own if run not in seen]
     if own:
         text = "Runs that are none of the paper's experiments, of any length."
-        sections.append(Section("Your own runs", text, [Part(grid=_grid(_own_rows(own)))]))
+        save_own_runs(own, files / "own_runs.png")
+        picture = Picture(
+            files / "own_runs.png", "Accuracy over FLOPs; beside each name how long it was trained."
+        )
+        parts = [Part(grid=_grid(_own_rows(own))), Part(picture=picture)]
+        sections.append(Section("Your own runs", text, parts))
     sections.append(Section("The runs", folds=[_run_fold(run) for run in runs]))
     sections.append(Section("Versions", parts=[Part(grid=_grid(_version_rows(runs)))]))
     write_text(output, to_html(TITLE, QUESTION, sections))
@@ -153,7 +158,7 @@ def _own_rows(runs):
         length = [str(optimisation.epochs), optimisation.schedule]
         active = "-" if plain else f"{summary['active_branches']:.2f}"
         numbers = [f"{100 * summary['top1']:.2f}", active, f"{summary['flops']['total'] / 1e6:.1f}"]
-        rows.append([run.name, run.settings.data.dataset, str(network.depth), *counts, *length, *numbers])
+        rows.append([run.name, results.data_set_of(run), str(network.depth), *counts, *length, *numbers])
     return rows
 
 

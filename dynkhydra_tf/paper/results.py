@@ -5,6 +5,7 @@ feature extractor. Runs of one schedule make one table: numbers of 12 and of 190
 every row says how long its runs were.
 """
 
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,15 +17,8 @@ from dynkhydra_tf.runs import FinishedRun
 from dynkhydra_tf.settings import Settings, by_role, length_text
 from dynkhydra_tf.tables import number
 
-TEXT_COLUMNS = (
-    "data set",
-    "system",
-    "run",
-    "runs",
-    "schedule",
-    "versions",
-    "machine",
-)  # of tables; the others hold numbers
+# Of tables; the others hold numbers.
+TEXT_COLUMNS = ("data set", "system", "run", "runs", "schedule", "versions", "machine")
 
 Recipe = tuple[tuple[str, Any], ...]
 
@@ -58,6 +52,13 @@ def by_recipe(runs: Iterable[FinishedRun]) -> list[list[FinishedRun]]:
     for run in runs:
         groups.setdefault(recipe_of(run.settings), []).append(run)
     return sorted(groups.values(), key=len, reverse=True)
+
+
+def data_set_of(run: FinishedRun) -> str:
+    """Returns the data set of a run; a folder's with its name, for there are many."""
+    data = run.settings.data
+    is_folder = data.dataset == "folder" and data.data_dir
+    return f"folder {os.path.basename(os.path.abspath(data.data_dir))}" if is_folder else data.dataset
 
 
 def machine_of(run: FinishedRun) -> str | None:

@@ -2,12 +2,15 @@
 
 import functools
 import os
+import textwrap
 from collections.abc import Sequence
 
 from dynkhydra_tf import figures
 from dynkhydra_tf import paper_numbers as paper
 from dynkhydra_tf.paper.experiments import Experiment, Series
-from dynkhydra_tf.paper.results import training_text
+from dynkhydra_tf.paper.results import data_set_of, training_text
+from dynkhydra_tf.runs import FinishedRun
+from dynkhydra_tf.settings import length_text
 
 COLORS = {
     paper.PLAIN: "dimgray",
@@ -34,7 +37,7 @@ def save_tradeoff(rows: Sequence[dict], path: str | os.PathLike) -> None:
             panels.setdefault((row["dataset"], row["backbone"]), []).append(row)
     figures.save_tradeoff(
         {
-            f"{dataset}, {backbone}\n{training_text(own)}": [
+            f"{dataset}, {backbone}\n{textwrap.fill(training_text(own), 100)}": [
                 *_our_lines(own),
                 *_paper_lines(dataset, backbone),
             ]
@@ -42,6 +45,32 @@ def save_tradeoff(rows: Sequence[dict], path: str | os.PathLike) -> None:
         },
         path,
     )
+
+
+def save_own_runs(runs: Sequence[FinishedRun], path: str | os.PathLike) -> None:
+    """Draws top-1 over MFLOPs per image of runs of any kind and length: a point each, a panel a data set.
+
+    Args:
+        runs: finished runs.
+        path: the PNG to write.
+    """
+    from dynkhydra_tf.figures import style  # loads matplotlib
+
+    panels: dict[str, list[dict]] = {}
+    for number, run in enumerate(runs):
+        settings, summary = run.settings, run.summary
+        length = length_text(settings.optimisation.epochs, settings.optimisation.schedule)
+        lines = panels.setdefault(style.plain_text(data_set_of(run)), [])
+        lines.append(
+            {
+                "label": f"{style.short(run.name)}: {length}",
+                "points": [(settings.network.depth, summary["flops"]["total"] / 1e6, 100 * summary["top1"])],
+                "color": f"C{number % 10}",
+                "marker": number // 10,
+                "dashed": False,
+            }
+        )
+    figures.save_tradeoff(panels, path)
 
 
 def _our_lines(rows):
