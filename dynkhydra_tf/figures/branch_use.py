@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dynkhydra_tf.figures import style
 
@@ -46,6 +46,7 @@ def _draw_bars(axes, places, shares, color, mark):
         number = "no images" if share is None else f"{share:.1%}"
         right = axes.get_yaxis_transform()  # across by the axes, down by the data
         axes.text(0.985, place, number, transform=right, ha="right", va="center", fontsize=8, color="dimgray")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3, axis="x")
     axes.set_axisbelow(True)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from dynkhydra_tf.figures import style
 
 SAME, NEAR = 5, 16  # pixels: points that share a label; points of other lines that need not repeat it
-# Where a label may stand, best first: on a rising line the first two leave it free.
-PLACES = ((-5, 4), (5, -4), (5, 4), (-5, -4), (0, 6), (0, -6), (7, 0), (-7, 0))  # points
+# Where a label may stand, in points, best first: above, or where a rising line leaves it free.
+PLACES = ((0, 6), (-5, 4), (5, -4), (5, 4), (-5, -4), (0, -6), (7, 0), (-7, 0))
 
 
 def label_points(axes: Axes, lines: Sequence[Sequence[tuple]], fontsize: float = 8) -> None:

@@ -4,10 +4,12 @@ Drawn on `matplotlib.figure.Figure` and not through pyplot: no window system, no
 """
 
 import pathlib
+import re
 import textwrap
 import unicodedata
 import warnings
 
+import matplotlib
 from matplotlib import font_manager
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -84,11 +86,12 @@ def save(figure: Figure, path: Path) -> None:
     with replacing(pathlib.Path(path)) as temporary, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(temporary, dpi=DPI)
-    missing = [str(warning.message) for warning in caught if "missing from font" in str(warning.message)]
-    if missing := list(dict.fromkeys(missing)):
+    told = [re.match(r"Glyph \d+ \((.*?)\) missing from font", str(warning.message)) for warning in caught]
+    if missing := list(dict.fromkeys(match[1] for match in told if match)):
+        named = ", ".join(missing[:2]) + (", ..." if len(missing) > 2 else "")
         warnings.warn(
-            f"{path}: {missing[0]} {len(missing)} characters are drawn as boxes; install a font that has "
-            "them, such as Noto Sans CJK",
+            f"{path}: no font has {len(missing)} of the characters ({named}). Install one that does, such as "
+            f"Noto Sans CJK, and empty {matplotlib.get_cachedir()}",
             stacklevel=2,
         )
 
