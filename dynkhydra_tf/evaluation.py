@@ -1,4 +1,4 @@
-"""Evaluation of a trained model: accuracy, gating and compute, at any number of thresholds in one pass.
+"""Evaluates a trained network: accuracy, gating and compute, at any number of thresholds; its worst mistakes.
 
     python -m dynkhydra_tf.evaluation --run_dir=runs/digits --tau=0,0.02,0.05,0.08,0.1,0.2
 
@@ -13,264 +13,22 @@ Writes into RUN_DIR/evaluation, or --output_dir:
     confusion.png     between clusters
 
 The last three are not written of a plain network, which has no gate.
-Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all.
 """
 
 import dataclasses
 import pathlib
 import textwrap
 
-import numpy as np
-import tensorflow as tf
-
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
-from dynkhydra_tf.data import evaluation_batches, open_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
-from dynkhydra_tf.gating import select_branches
-from dynkhydra_tf.partition import clusters_of
-from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.predictions import PAIR_KEYS, Predictions, mistakes_text, worst_classes
+from dynkhydra_tf.predictions import PAIR_KEYS, mistakes_text, worst_classes
 from dynkhydra_tf.runs import EvaluationFile, FinishedRun, check_network, load_network, run_of
 from dynkhydra_tf.settings import DataSettings
 from dynkhydra_tf.tables import table
 
 WORST, MOST_WRONG = 10, 24  # rows of a table that is printed; images of the sheet
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a model did on each image of a split.
-
-    Attributes:
-        taus: (T,) float, ascending.
-        predicted: (T, n) int, the first class.
-        top5: (T, n) bool, whether the class was among the first min(5, M).
-        active: (T, n) int, branches used, lambda of one image.
-        labels: (n,) int.
-        gate_choice: (n,) int, the branch of largest gate probability.
-        used_in: (T, N, N) int, images of each cluster (second axis) that used each branch (third).
-        cluster_of_class: (M,) int.
-        confidence: (T, n) float, the probability of the first class, in 0..1.
-        loss: (T, n) float, the cross-entropy, in nats.
-    """
-
-    taus: np.ndarray
-    predicted: np.ndarray
-    top5: np.ndarray
-    active: np.ndarray
-    labels: np.ndarray
-    gate_choice: np.ndarray
-    used_in: np.ndarray
-    cluster_of_class: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
-
-    @property
-    def own_branch(self):
-        """(n,) int, the branch whose partition holds each image's class."""
-        return self.cluster_of_class[self.labels]
-
-    @property
-    def top1(self):
-        """(T, n) bool, whether the class was first."""
-        return self.predicted == self.labels
-
-    @property
-    def used(self):
-        """(T, N) int, images that used each branch."""
-        return self.used_in.sum(axis=1)
-
-    def at(self, tau):
-        """Returns the results at one of `taus` as a dict of plain numbers and lists.
-
-        Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
-        images_by_active_branches (index 0: one branch), branch_use (share of the images that used
-        each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
-        the split has none), confusion (see `confusion_at`).
-        """
-        t = self._place(tau)
-        clusters = range(self.used.shape[1])
-        of_cluster = [self.top1[t][self.own_branch == cluster] for cluster in clusters]
-        return {
-            "tau": float(tau),
-            "top1": float(self.top1[t].mean()),
-            "top5": float(self.top5[t].mean()),
-            "gater_accuracy": float((self.gate_choice == self.own_branch).mean()),
-            "active_branches": float(self.active[t].mean()),
-            "images_by_active_branches": np.bincount(self.active[t])[1:].tolist(),
-            "branch_use": (self.used[t] / len(self.labels)).tolist(),
-            "cluster_accuracy": [float(hits.mean()) if hits.size else None for hits in of_cluster],
-            "confusion": self.confusion_at(tau),
-        }
-
-    def confusion_at(self, tau):
-        """Returns what became of the images of each cluster, at one of `taus`.
-
-        Returns:
-            dict of N lists, one for each cluster, None where the split has none of its images, else N
-            shares of its images, in 0..1. "gate": those for which the gate's first choice is branch j;
-            "predicted": whose predicted class lies in cluster j; "branches": that used branch j (the sum
-            is lambda).
-        """
-        t = self._place(tau)
-        clusters = self.used_in.shape[1]
-        images = np.bincount(self.own_branch, minlength=clusters)
-
-        def counts(chosen):
-            pairs = self.own_branch * clusters + chosen
-            return np.bincount(pairs, minlength=clusters**2).reshape(clusters, clusters)
-
-        def shares(table):
-            rows = zip(table, images, strict=True)
-            return [(row / count).tolist() if count else None for row, count in rows]
-
-        return {
-            "gate": shares(counts(self.gate_choice)),
-            "predicted": shares(counts(self.cluster_of_class[self.predicted[t]])),
-            "branches": shares(self.used_in[t]),
-        }
-
-    def predictions_at(self, tau):
-        """Returns the `Predictions` at one of `taus`."""
-        t = self._place(tau)
-        return Predictions(self.labels, self.predicted[t], self.top5[t], self.confidence[t], self.loss[t])
-
-    def _place(self, tau):
-        return int(np.flatnonzero(self.taus == tau)[0])
-
-    def tau_table(self, flops):
-        """Returns a dict (tau, active_branches, top1, top5, flops) for each tau.
-
-        Args:
-            flops: FLOPs by part, from `hydra_costs`.
-        """
-        return [
-            {
-                "tau": float(tau),
-                "active_branches": float(self.active[t].mean()),
-                "top1": float(self.top1[t].mean()),
-                "top5": float(self.top5[t].mean()),
-                "flops": inference_flops(flops, float(self.active[t].mean())),
-            }
-            for t, tau in enumerate(self.taus)
-        ]
-
-
-def evaluate(model, batches, taus=()):
-    """Evaluates a `Hydra` at its own tau and others, in one pass over the images.
-
-    A lower tau selects all that a higher one does, so each image runs what the lowest needs, and each
-    tau combines its part.
-
-    Args:
-        model: `Hydra`.
-        batches: `tf.data.Dataset` of (images (B, H, W, 3) 0..255, labels (B,) int).
-        taus: further thresholds, floats in [0, 1).
-
-    Returns:
-        `Evaluation`, its taus sorted, each once.
-    """
-    taus = sorted({model.tau, *map(float, taus)})
-
-    @tf.function(reduce_retracing=True)
-    def step(images, labels):
-        forward = model.forward(images, taus[0])
-        own_branch = tf.one_hot(tf.gather(model.cluster_of_class, labels), model.num_branches)  # (B, N)
-        ranks, selections = [], []
-        for tau in taus:
-            selected = select_branches(forward.gate, model.top_k, tau)
-            ranks.append(_ranked(model.classify(forward.routes, forward.gate, selected), labels))
-            selections.append(selected)
-        predicted, top5, confidence, loss = zip(*ranks, strict=True)
-        selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)
-        return (
-            tf.stack(predicted),
-            tf.stack(top5),
-            tf.cast(tf.reduce_sum(selections, axis=2), tf.int32),
-            tf.argmax(forward.gate, axis=1),
-            tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
-            tf.stack(confidence),
-            tf.stack(loss),
-        )
-
-    results = []
-    for images, labels in batches:
-        results.append(
-            (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
-        )
-    labels, predicted, top5, active, gate_choice, used_in, confidence, loss = zip(*results, strict=True)
-    return Evaluation(
-        taus=np.array(taus),
-        predicted=np.concatenate(predicted, axis=1),
-        top5=np.concatenate(top5, axis=1),
-        active=np.concatenate(active, axis=1),
-        labels=np.concatenate(labels),
-        gate_choice=np.concatenate(gate_choice),
-        used_in=np.sum(used_in, axis=0),
-        cluster_of_class=np.array(model.cluster_of_class),
-        confidence=np.concatenate(confidence, axis=1),
-        loss=np.concatenate(loss, axis=1),
-    )
-
-
-def evaluate_plain(model, batches):
-    """Evaluates a `Plain` on batches as in `evaluate`.
-
-    Returns:
-        {"top1", "top5"}, in 0..1.
-    """
-    return _accuracies(predict_plain(model, batches))
-
-
-def predict_plain(model, batches):
-    """Returns the `Predictions` of a `Plain` on batches as in `evaluate`."""
-
-    @tf.function(reduce_retracing=True)
-    def step(images, labels):
-        return _ranked(model(images)["logits"], labels)
-
-    results = []
-    for images, labels in batches:
-        found = step(images, tf.cast(labels, tf.int32))
-        results.append((labels.numpy(), *(value.numpy() for value in found)))
-    return Predictions(*map(np.concatenate, zip(*results, strict=True)))
-
-
-def _accuracies(predictions):
-    return {"top1": float(predictions.top1.mean()), "top5": float(predictions.top5.mean())}
-
-
-def _ranked(logits, labels):
-    """Of logits (B, M): the first class, whether the image's is among the first min(5, M), the probability
-    of the first class, and the cross-entropy; each (B,).
-    """
-    logits = tf.cast(logits, tf.float32)
-    # Not tf.math.in_top_k: it counts a tie with the last of the k as a hit.
-    values, first = tf.math.top_k(logits, min(5, logits.shape[-1]))  # (B, 5)
-    among = tf.reduce_any(first == labels[:, tf.newaxis], axis=1)
-    confidence = tf.exp(values[:, 0] - tf.reduce_logsumexp(logits, axis=1))
-    return first[:, 0], among, confidence, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-
-
-def tau_text(tau_rows):
-    """Returns the rows of `Evaluation.tau_table` as text in aligned columns."""
-    cells = [
-        [
-            f"{row['tau']:g}",
-            f"{row['active_branches']:.2f}",
-            f"{row['top1']:.2%}",
-            f"{row['top5']:.2%}",
-            f"{row['flops'] / 1e6:.1f}",
-        ]
-        for row in tau_rows
-    ]
-    return table([["tau", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
-
-
-# === The command ===
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +54,13 @@ class Options(Checked):
 
 def main(options: Options) -> None:
     """Evaluates what the options name, writes the results and prints them."""
+    # Only now: to see the help or a wrong flag takes no more than a moment.
+    from dynkhydra_tf.accuracy import accuracies, evaluate, predict_plain
+    from dynkhydra_tf.costs import hydra_costs, plain_costs
+    from dynkhydra_tf.data import evaluation_batches, open_data
+    from dynkhydra_tf.partition import clusters_of
+    from dynkhydra_tf.plain import Plain
+
     # === What to evaluate: all that can be wrong is found before any long work ===
     run = FinishedRun.open(options.run_dir) if options.run_dir else None
     if not (run or (options.model and options.dataset and options.output_dir)):
@@ -322,7 +87,7 @@ def main(options: Options) -> None:
     batches = evaluation_batches(data, options.split, options.batch_size)
     if isinstance(model, Plain):
         predictions, cluster_of_class = predict_plain(model, batches), None
-        results = _accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
+        results = accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
         text, written = _plain_text(results), []
     else:
         evaluation = evaluate(model, batches, options.tau)
@@ -355,6 +120,8 @@ def _plain_text(results):
 
 def _hydra_text(results, clusters):
     """What is printed of `Evaluation.at` with its tau table."""
+    from dynkhydra_tf.accuracy import tau_text
+
     head = (
         f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, gater {results['gater_accuracy']:.2%}, "
         f"lambda {results['active_branches']:.2f}"
@@ -385,6 +152,8 @@ def _write_hydra(results, clusters, output):
 
 def _write_most_wrong(predictions, data, split, output):
     """Draws the images that were most wrong; returns a row for each, the worst first."""
+    import tensorflow as tf
+
     numbers = predictions.most_wrong(MOST_WRONG)
     rows = [
         {

@@ -149,8 +149,8 @@ def _open_data(run, options):
 
 def _tau_table(run, model, flops, options):
     """The tau table of the model and its split, or ([], None) where none is needed and data are not there."""
+    from dynkhydra_tf.accuracy import evaluate, tau_text
     from dynkhydra_tf.data import evaluation_batches
-    from dynkhydra_tf.evaluation import evaluate, tau_text
 
     split = options.calibration_split
     try:

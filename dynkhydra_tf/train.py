@@ -35,6 +35,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     import numpy as np
     import tensorflow as tf
 
+    from dynkhydra_tf.accuracy import evaluate, evaluate_plain
     from dynkhydra_tf.backbones import make_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
     from dynkhydra_tf.data import (
@@ -44,7 +45,6 @@ def train(settings: Settings, run: RunDirectory) -> None:
         steps_per_epoch,
         training_batches,
     )
-    from dynkhydra_tf.evaluation import evaluate, evaluate_plain
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine
     from dynkhydra_tf.optimisation import make_optimizer

@@ -26,6 +26,7 @@ data partition
 runs progress figures
 training
 costs
+accuracy
 evaluation
 serving
 benchmark paper

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -53,8 +54,12 @@ def test_verbs(arguments, status, told, tmp_path):
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_commands_and_the_configs(tmp_path):
+    source = tmp_path / "source"  # building leaves files behind
+    shutil.copytree(ROOT / "dynkhydra_tf", source / "dynkhydra_tf")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "train.py", "export.py"):
+        shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
-    subprocess.run([*build, ROOT], check=True)
+    subprocess.run([*build, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf.accuracy import evaluate, evaluate_plain
 from dynkhydra_tf.benchmark.inference import run_job, summarise
 from dynkhydra_tf.benchmark.subjects import export_hydra_at, export_network
 from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.data import ImageData, evaluation_batches, find_entry
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.evaluation import evaluate, evaluate_plain
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
-from dynkhydra_tf.serving import native, reference
+from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
 from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.tables import table
@@ -48,6 +48,8 @@ def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | st
         answer: callable (inputs, signature) -> dict of arrays, which may raise `UserError` or
             `native.ModelError`.
     """
+    from dynkhydra_tf.serving import reference
+
     results = []
     for request in requests:
         try:
@@ -60,6 +62,8 @@ def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | st
 
 def main(options: Options) -> None:
     """Replays, prints a row for each request, and ends with 1 where an answer differs."""
+    from dynkhydra_tf.serving import reference  # only now: to see the help takes no more than a moment
+
     directory = pathlib.Path(options.model_dir)
     requests, tolerance = reference.load(directory / "assets.extra" / "reference.json")
     if options.url:
