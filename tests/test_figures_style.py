@@ -1,6 +1,8 @@
 import warnings
 
+import pytest
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 
 from dynkhydra_tf.figures import style
 from dynkhydra_tf.figures.branch_use import save_branch_use
@@ -37,3 +39,10 @@ def test_fallback_fonts_draw_what_the_own_font_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "FALLBACK_FONTS", ("No Such Font",))
     (message,) = draw()
     assert "no font has 1 of the characters (\\N{LATIN SMALL LETTER D WITH PALATAL HOOK}). Install" in message
+
+
+def test_other_warnings_than_of_fonts_are_passed_on(tmp_path):
+    figure = Figure(figsize=(0.1, 0.1), layout="constrained")
+    figure.subplots().set_title("no room")
+    with pytest.warns(UserWarning, match="collapsed to zero"):
+        style.save(figure, tmp_path / "small.png")

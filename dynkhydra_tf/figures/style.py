@@ -86,8 +86,14 @@ def save(figure: Figure, path: Path) -> None:
     with replacing(pathlib.Path(path)) as temporary, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(temporary, dpi=DPI)
-    told = [re.match(r"Glyph \d+ \((.*?)\) missing from font", str(warning.message)) for warning in caught]
-    if missing := list(dict.fromkeys(match[1] for match in told if match)):
+    missing = []
+    for warning in caught:
+        match = re.match(r"Glyph \d+ \((.*?)\) missing from font", str(warning.message))
+        if not match:
+            warnings.warn(warning.message, warning.category, stacklevel=2)
+        elif match[1] not in missing:  # it comes for each weight and each time that it is drawn
+            missing.append(match[1])
+    if missing:
         named = ", ".join(missing[:2]) + (", ..." if len(missing) > 2 else "")
         warnings.warn(
             f"{path}: no font has {len(missing)} of the characters ({named}). Install one that does, such as "
