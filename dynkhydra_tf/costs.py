@@ -9,7 +9,6 @@ tables; element-wise operations are not counted. cost(image) = stem + gater + la
 import dataclasses
 
 import keras
-import tensorflow as tf
 
 from dynkhydra_tf import cli
 from dynkhydra_tf import paper_numbers as paper
@@ -17,6 +16,7 @@ from dynkhydra_tf.backbones import Backbone, make_backbone
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
+from dynkhydra_tf.flop_count import count_flops
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.model_parts import make_combiner, make_gater, make_plain
 from dynkhydra_tf.settings import Settings
@@ -24,34 +24,6 @@ from dynkhydra_tf.tables import table
 
 # Of the paper's data sets; to ask tensorflow-datasets would need the network.
 NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}
-
-
-def count_flops(layer: keras.Layer, input_shape: tuple[int, ...]) -> int:
-    """Returns the FLOPs of a Keras layer or model for one example.
-
-    Counted on the traced graph, so that any layer will do, whatever it is composed of.
-
-    Args:
-        layer: a built Keras layer.
-        input_shape: its input's shape without the batch axis.
-    """
-    traced = tf.function(lambda x: layer(x, training=False)).get_concrete_function(
-        tf.TensorSpec((1, *input_shape), tf.float32)
-    )
-    return sum(_flops(op) for op in traced.graph.get_operations())
-
-
-def _flops(op):
-    if op.type == "Conv2D":
-        height, width, channels_in, _ = op.inputs[1].shape
-        return 2 * height * width * channels_in * op.outputs[0].shape.num_elements()
-    if op.type == "DepthwiseConv2dNative":
-        height, width, _, _ = op.inputs[1].shape
-        return 2 * height * width * op.outputs[0].shape.num_elements()
-    if op.type == "MatMul":
-        inner = op.inputs[0].shape[0 if op.get_attr("transpose_a") else 1]
-        return 2 * inner * op.outputs[0].shape.num_elements()
-    return 0
 
 
 def branched_costs(backbone: Backbone, num_classes: int, num_branches: int) -> dict[str, dict[str, int]]:

@@ -1,58 +1,139 @@
-"""The three losses of DynK-Hydra (Eqs. 3, 4, 5) and their weighted sum (Eq. 7).
+"""The losses by name, and their weighted sum (Eq. 7): L_E, L_G and L_b of DynK-Hydra (Eqs. 3, 4, 5).
 
-Axis letters: B batch, N branches (nb), M classes. All logits are float32; all losses are in nats.
+A loss is a function of the pass over a batch and of its targets that gives a value for each image. To add
+one: the function here, an entry in `HYDRA` or `PLAIN`, and the setting NAME_weight for its flag. The total,
+the metrics, the log's columns and the model's config follow from the entry.
+
+Axis letters: B batch, N branches (nb), M classes, G groups. All logits are float32; all losses are in nats.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-
-class Losses(NamedTuple):
-    """The terms of Eq. 7, float32 scalars; `branch` is the sum over the branches."""
-
-    total: tf.Tensor
-    ensemble: tf.Tensor
-    gater: tf.Tensor
-    branch: tf.Tensor
+Targets = Mapping[str, tf.Tensor]
 
 
-def cross_entropy(labels, logits):
-    """Returns the mean cross-entropy of (B, C) logits against (B,) int labels (Eqs. 3 and 4)."""
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """One term of the total.
+
+    Attributes:
+        weight: float >= 0, its factor in the total. A loss whose default weight is 0 is off until it is given
+            one; the others are always reported.
+        function: (pass, targets) -> (B,) float32, the loss of each image; or None where the model lacks what
+            it takes. The pass is `hydra.Forward` or `plain.Forward`; of the targets there are always labels
+            (B,) int32, of a Hydra also own_branch (B,) int32 and own (B, N) float32, the same one-hot.
+        groups: name of a target (B, G), one-hot: each group's images are averaged apart, and the means
+            summed. None: the mean over all images.
+        needs: names of the targets that it needs besides these, for `fit` to be given.
+    """
+
+    weight: float
+    function: Callable[[NamedTuple, Targets], tf.Tensor | None]
+    groups: str | None = None
+    needs: tuple[str, ...] = ()
 
 
-def branch_losses(labels, own_logits, own_branch, num_branches):
-    """Returns L_b of every branch: the mean cross-entropy over the images of its own partition (Eq. 5).
+class Sums(NamedTuple):
+    """What a loss comes to over some images; more images add to both.
 
-    An image lies in exactly one partition, so the B rows of `own_logits` hold all that the N masked
-    means need.
+    Attributes:
+        loss: (G,) float32, the sum over each group's images, each image times its sample weight.
+        images: (G,) float32, how many these are: as everywhere in Keras, a weight does not change the count.
+    """
+
+    loss: tf.Tensor
+    images: tf.Tensor
+
+    @property
+    def mean(self) -> tf.Tensor:
+        """Scalar: the sum over the groups of each one's mean loss; 0 for a group without images."""
+        return tf.reduce_sum(tf.math.divide_no_nan(self.loss, self.images))
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the cross-entropy (B,) of each image's logits (B, C) against its label (B,) int."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def ensemble(forward: NamedTuple, targets: Targets) -> tf.Tensor:
+    """L_E (Eq. 3): the network's logits against the classes."""
+    return cross_entropy(targets["labels"], forward.logits)
+
+
+def gater(forward: NamedTuple, targets: Targets) -> tf.Tensor:
+    """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class."""
+    return cross_entropy(targets["own_branch"], forward.gate_logits)
+
+
+def branch(forward: NamedTuple, targets: Targets) -> tf.Tensor | None:
+    """L_b (Eq. 5): what the head of each image's own branch says, over all M classes; None without heads.
+
+    An image lies in exactly one partition, so the B rows hold all that the N masked means need.
+    """
+    return None if forward.own_logits is None else cross_entropy(targets["labels"], forward.own_logits)
+
+
+# The default weights are the paper's alpha1, alpha2 and alpha3.
+HYDRA = {
+    "ensemble": Loss(1.0, ensemble),
+    "gater": Loss(1.5, gater),
+    "branch": Loss(0.05, branch, groups="own"),
+}
+PLAIN = {"cross_entropy": Loss(1.0, ensemble)}
+
+
+def with_weights(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> dict[str, Loss]:
+    """Returns the losses of a model: those that are on, with the weights given, in the order of `losses`.
 
     Args:
-        labels: (B,) int classes.
-        own_logits: (B, M), the logits that the head of each image's own branch gives it, over all
-            M classes.
-        own_branch: (B,) int, the branch whose partition holds the image's class.
-        num_branches: int, N.
+        losses: `HYDRA` or `PLAIN`.
+        weights: {"NAME_weight": float}; a loss that is not named keeps its default.
 
-    Returns:
-        (N,) float32; 0 for a branch of which the batch has no image.
+    Raises:
+        ValueError: a weight that is negative or not finite, or a name that is none of a loss.
     """
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, own_logits)
-    sums = tf.math.unsorted_segment_sum(losses, own_branch, num_branches)
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(losses), own_branch, num_branches)
-    return tf.math.divide_no_nan(sums, counts)
+    names = [f"{name}_weight" for name in losses]
+    if unknown := weights.keys() - set(names):
+        raise ValueError(f"The weights of the losses are {', '.join(names)}. Received: {', '.join(unknown)}")
+    result = {}
+    for (name, loss), key in zip(losses.items(), names, strict=True):
+        weight = weights.get(key, loss.weight)
+        # Not float(): it would take "1" for a number.
+        if isinstance(weight, (str, bytes)) or not 0 <= weight < math.inf:
+            raise ValueError(f"{key} must be at least 0 and finite. Received: {key}={weight!r}")
+        if weight > 0 or loss.weight > 0:
+            result[name] = dataclasses.replace(loss, weight=float(weight))
+    return result
 
 
-def total_loss(ensemble, gater, branches, weights):
-    """Returns `Losses`: L = alpha1 L_E + alpha2 L_G + alpha3 sum_b L_b (Eq. 7).
+def sums(losses: Mapping[str, Loss], forward: NamedTuple, targets: Targets) -> dict[str, Sums]:
+    """Returns the `Sums` of each loss over a batch.
 
     Args:
-        ensemble: scalar L_E.
-        gater: scalar L_G.
-        branches: (N,) L_b, or None where there are no heads.
-        weights: the three floats (alpha1, alpha2, alpha3).
+        losses: of `with_weights`.
+        forward: the pass over the batch.
+        targets: see `Loss`; sample_weight (B,) float32 among them weights each image in every loss.
     """
-    branch = tf.constant(0.0) if branches is None else tf.reduce_sum(branches)
-    alpha1, alpha2, alpha3 = weights
-    return Losses(alpha1 * ensemble + alpha2 * gater + alpha3 * branch, ensemble, gater, branch)
+    return {name: _sums(name, loss, forward, targets) for name, loss in losses.items()}
+
+
+def _sums(name, loss, forward, targets):
+    groups = targets[loss.groups] if loss.groups else tf.ones_like(targets["labels"], tf.float32)[:, None]
+    values = loss.function(forward, targets)
+    if values is None:
+        values = tf.zeros_like(groups[:, 0])
+    if values.shape.rank != 1:
+        raise ValueError(f"The loss {name} must give a value for each image. Received: shape {values.shape}")
+    if "sample_weight" in targets:
+        values *= targets["sample_weight"]
+    return Sums(tf.linalg.matvec(groups, values, transpose_a=True), tf.reduce_sum(groups, axis=0))
+
+
+def total(losses: Mapping[str, Loss], means: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the scalar sum of weight times mean over the losses (Eq. 7)."""
+    return tf.add_n([loss.weight * means[name] for name, loss in losses.items()])

@@ -1,10 +1,13 @@
-"""What `Hydra`, the plain network and the counting of costs share: parts around a backbone, and the batch.
+"""What `Hydra`, the plain network and the counting of costs share: the parts around a backbone, and checks.
 
 Axis letters: B batch, N branches (nb), M classes, h w c a projection.
 """
 
+import math
+import numbers
+from collections.abc import Callable, Sequence
+
 import keras
-import tensorflow as tf
 
 from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 
@@ -12,13 +15,44 @@ from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 PART_DTYPES = ("float32", "mixed_bfloat16")
 
 
-def check_settings(mean, std, part_dtype):
+def checked_number(value: object, name: str, test: Callable[[float], bool], allowed: str) -> float:
+    """Returns a number as a float.
+
+    Args:
+        value: what was given. name: the argument's.
+        test: whether a number is allowed. allowed: the same in words, such as "at least 1".
+
+    Raises:
+        ValueError: not a number, or one that is not allowed.
+    """
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not test(number):
+        raise ValueError(f"{name} must be {allowed}. Received: {name}={value!r}")
+    return number
+
+
+def checked_whole_number(value: object, name: str, test: Callable[[int], bool], allowed: str) -> int:
+    """Returns a whole number as an int; arguments and errors as of `checked_number`."""
+    number = checked_number(value, name, lambda number: number % 1 == 0 and test(int(number)), allowed)
+    return int(number)
+
+
+def check_settings(mean: Sequence[float], std: Sequence[float], part_dtype: str) -> None:
     """Checks what all models are told of their images and of their precision.
 
     Raises:
         ValueError: an argument out of its range.
     """
-    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+    right = all(
+        len(values) == 3 and all(isinstance(value, numbers.Real) for value in values)
+        for values in (mean, std)
+    )
+    if not (
+        right and all(math.isfinite(value) for value in mean) and all(0 < value < math.inf for value in std)
+    ):
         raise ValueError(
             f"mean and std must be three numbers each, std above 0. Received: mean={mean}, std={std}"
         )
@@ -67,17 +101,3 @@ def make_combiner(channels, num_classes, dtype=None):
 def make_plain(backbone, num_classes, dtype=None):
     """Returns the plain network with its classifier: normalised images -> logits (B, M) float32."""
     return keras.Sequential([backbone.plain(dtype), *classifier(num_classes)], name="network")
-
-
-def unpack_batch(data):
-    """Returns images (B, H, W, 3) and labels (B,) of what `fit` hands to a training step.
-
-    Raises:
-        ValueError: there is a sample weight.
-    """
-    images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weight is not None:
-        raise ValueError(
-            "The model does not take sample_weight or class_weight. Received: one of the two; leave it out"
-        )
-    return images, tf.reshape(labels, [-1])

@@ -3,21 +3,37 @@
 Axis letters: B batch, M classes.
 """
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
+from dynkhydra_tf.backbones.base import Backbone
 from dynkhydra_tf.backbones.first_weights import GiveWeights
-from dynkhydra_tf.model_parts import check_settings, make_normalizer, make_plain, unpack_batch
+from dynkhydra_tf.image_classifier import ImageClassifier, accuracies
+from dynkhydra_tf.losses import Targets
+from dynkhydra_tf.model_parts import checked_whole_number, make_plain
+from dynkhydra_tf.targets import at_least_one
+
+
+class Forward(NamedTuple):
+    """What one pass over a batch gives.
+
+    Attributes:
+        logits: (B, M) float32.
+    """
+
+    logits: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
-class Plain(keras.Model):
+class Plain(ImageClassifier):
     """A backbone's plain network with its classifier; no branches, nothing to select.
 
     Called on images (B, H, W, 3) in 0..255 (uint8 or float; the model normalises), it returns
     `{"logits": (B, M) float32}`. Trained with `fit` on batches of (images, integer class labels), after
-    `compile(optimizer=...)`: the loss, cross-entropy, is built in.
+    `compile(optimizer=...)`: the loss, cross-entropy, is built in; see `ImageClassifier`.
 
     Args:
         backbone: a `Backbone`.
@@ -26,70 +42,42 @@ class Plain(keras.Model):
             backbone brings a normaliser of its own.
         part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutions; the
             classifier and the loss are float32 always.
+        weights: NAME_weight, floats >= 0, the weight of each loss of `losses.PLAIN`.
 
     Raises:
         ValueError: an argument out of its range.
     """
 
-    supports_jit = False  # XLA's convolutions on the CPU are slower than oneDNN's
+    LOSSES = losses.PLAIN
 
     def __init__(
         self,
-        backbone,
-        num_classes,
-        mean=(127.5, 127.5, 127.5),
-        std=(127.5, 127.5, 127.5),
-        part_dtype="float32",
-        name="plain",
-    ):
-        super().__init__(name=name, dtype="float32")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2. Received: num_classes={num_classes}")
-        check_settings(mean, std, part_dtype)
-        self.backbone = backbone
-        self.num_classes = int(num_classes)
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        self.part_dtype = part_dtype
-        self.normalize = make_normalizer(self.backbone, self.mean, self.std)
+        backbone: Backbone,
+        num_classes: int,
+        mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
+        std: tuple[float, float, float] = (127.5, 127.5, 127.5),
+        part_dtype: str = "float32",
+        name: str = "plain",
+        **weights: float,
+    ) -> None:
+        num_classes = checked_whole_number(num_classes, "num_classes", lambda count: count >= 2, "at least 2")
+        super().__init__(backbone, num_classes, mean, std, part_dtype, weights, name)
         self.network = make_plain(backbone, self.num_classes, part_dtype)
         self.network.build((None, *backbone.input_shape))
-        self._means = {name: keras.metrics.Mean(name=name) for name in ("loss", "top1", "top5")}
-        self.built = True
+        self.finish({}, {"top1": "up", "top5": "up"})
 
-    def call(self, images, training=False):
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns the logits of a batch."""
-        return {"logits": self.network(self.normalize(images), training=training)}
+        logits = self.network(self.normalized(at_least_one(images)), training=training)
+        return {"logits": logits[: tf.shape(images)[0]]}
 
-    def train_step(self, data):
-        """One step on a batch (images, labels)."""
-        images, labels = unpack_batch(data)
-        with tf.GradientTape() as tape:
-            logits = self(images, training=True)["logits"]
-            loss = losses.cross_entropy(labels, logits)
-            scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self._update_metrics(labels, loss, logits)
+    def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[Forward, Targets]:
+        """Returns the pass over a batch, and the targets as they are."""
+        return Forward(self.network(self.normalized(images), training=training)), targets
 
-    def test_step(self, data):
-        """The same loss and metrics without an update."""
-        images, labels = unpack_batch(data)
-        logits = self(images)["logits"]
-        return self._update_metrics(labels, losses.cross_entropy(labels, logits), logits)
-
-    def _update_metrics(self, labels, loss, logits):
-        top5 = min(5, self.num_classes)
-        self._means["loss"].update_state(loss, sample_weight=tf.shape(labels)[0])
-        self._means["top1"].update_state(keras.metrics.sparse_categorical_accuracy(labels, logits))
-        self._means["top5"].update_state(
-            keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, top5)
-        )
-        return {name: mean.result() for name, mean in self._means.items()}
-
-    @property
-    def metrics(self):
-        """The running means that `fit` and `evaluate` reset and report."""
-        return list(self._means.values())
+    def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:
+        """Returns whether each image's class is the first, or among the first five, as (B,) floats."""
+        return accuracies(forward.logits, targets["labels"])
 
     # === Weights, copies and serialisation ===
 
@@ -98,29 +86,16 @@ class Plain(keras.Model):
         give("plain", self.network.layers[0])
 
     @property
-    def shared_parts(self):
+    def shared_parts(self) -> tuple[keras.Layer, ...]:
         """The layers that every image runs."""
         return (self.network,)
 
-    def for_inference(self):
+    def for_inference(self) -> "Plain":
         """Returns the model with its weights (copied), in float32."""
         model = Plain.from_config({**self.get_config(), "part_dtype": "float32"})
         model.network.set_weights(self.network.get_weights())
         return model
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "num_classes": self.num_classes,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "part_dtype": self.part_dtype,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """Returns the network that `get_config` described, with new weights."""
-        backbone = keras.saving.deserialize_keras_object(config["backbone"])
-        return cls(**{**config, "backbone": backbone})
+        return {**super().get_config(), "num_classes": self.num_classes}

@@ -91,16 +91,21 @@ class Branches(keras.Layer):
                 f"Received: {names[0]} and {next(other for other in names if other != names[0])}"
             )
         self._runner = _Runner(branches[0], features_shape)
-        self.stacks = [
-            self.add_weight(
+        for index, twins in enumerate(zip(*map(_variables_by_name, branches), strict=True)):
+            stack = self.add_weight(
                 name=twins[0].path.replace("/", "_"),
                 shape=(self.num_branches, *twins[0].shape),
                 dtype=twins[0].dtype,
                 initializer=lambda shape, dtype, twins=twins: tf.stack([twin.value for twin in twins]),
                 trainable=twins[0].trainable,
             )
-            for twins in zip(*map(_variables_by_name, branches), strict=True)
-        ]
+            # An attribute each: tf.train.Checkpoint does not look into lists.
+            setattr(self, f"stack_{index}", stack)
+
+    @property
+    def stacks(self) -> list[keras.Variable]:
+        """The stacked variables, sorted by their paths in one branch."""
+        return [getattr(self, f"stack_{index}") for index in range(len(self._runner.variables))]
 
     @property
     def features_shape(self):
@@ -140,7 +145,8 @@ class Branches(keras.Layer):
         Args:
             features: (B, H, W, C), the output of the stem.
             needed: (B, N) bool: run branch b on image i. Dense routing runs all pairs.
-            training: bool; if true, moving statistics are updated (only of branches that ran).
+            training: bool; if true, moving statistics are updated: only of branches that ran, and none where
+                the layer is not trainable.
 
         Returns:
             `Routes` of all pairs that were run.
@@ -155,9 +161,12 @@ class Branches(keras.Layer):
             # branch would fill a zero map of the whole batch for each of them on the way back.
             rows = tf.gather(features, image)
             rows = tf.split(rows, tf.reduce_sum(needed, axis=0), num=self.num_branches)
-        run = self._runner.train if training else self._runner.infer
         twins = zip(*(tf.unstack(stack.value) for stack in self.stacks), strict=True)
-        projections, states = zip(*(run(r, list(w)) for r, w in zip(rows, twins, strict=True)), strict=True)
+        results = [
+            self._runner.run(r, list(w), training=bool(training), trainable=self.trainable)
+            for r, w in zip(rows, twins, strict=True)
+        ]
+        projections, states = zip(*results, strict=True)
         if training:
             for index, values in zip(self._runner.state, zip(*states, strict=True), strict=True):
                 self.stacks[index].assign(tf.stack(values))
@@ -178,21 +187,24 @@ class _Runner:
         projection = branch.compute_output_spec(keras.KerasTensor(features_shape))
         self.projection_shape = tuple(projection.shape[1:])
         self.projection_dtype = projection.dtype
-        names = [variable.path for variable in _variables_by_name(branch)]
-        self.learned = [names.index(variable.path) for variable in branch.trainable_variables]
-        self.state = [names.index(variable.path) for variable in branch.non_trainable_variables]
-        self.train = tf.function(lambda rows, values: self._run(rows, values, True), reduce_retracing=True)
-        self.infer = tf.function(lambda rows, values: self._run(rows, values, False), reduce_retracing=True)
+        self.variables = _variables_by_name(branch)
+        self.state = [i for i, variable in enumerate(self.variables) if not variable.trainable]
+        self.run = tf.function(self._run, reduce_retracing=True)
 
-    def _run(self, rows, values, training):
-        """Returns the projections of `rows` and the non-trainable variables after the run."""
-        state = [values[index] for index in self.state]
+    def _run(self, rows, values, training, trainable):
+        """Returns the projections of `rows` and the non-trainable variables after the run.
+
+        The two bools are constants of a trace. Frozen, batch normalisation keeps to its moving statistics.
+        """
+        self.branch.trainable = trainable
 
         def run_branch():
-            learned = [values[index] for index in self.learned]
-            return self.branch.stateless_call(learned, state, rows, training=training)
+            with keras.StatelessScope(zip(self.variables, values, strict=True)) as scope:
+                projections = self.branch(rows, training=training)
+            return projections, [scope.get_current_value(self.variables[index]) for index in self.state]
 
         def skip():
+            state = [values[index] for index in self.state]
             return tf.zeros((0, *self.projection_shape), self.projection_dtype), state
 
         return tf.cond(tf.shape(rows)[0] > 0, run_branch, skip)

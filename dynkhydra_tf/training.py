@@ -40,7 +40,7 @@ class RunLog(keras.callbacks.Callback):
             "epoch": epoch + 1,
             "step": int(self.model.optimizer.iterations.numpy()),
             "seconds": time.monotonic() - self.start,
-            "learning_rate": float(self.model.optimizer.learning_rate.numpy()),
+            "learning_rate": last_learning_rate(self.model.optimizer),
         }
         self.run.append_metrics({**row, **{name: float(value) for name, value in logs.items()}})
         self.run.save_checkpoint(self.model)
@@ -52,6 +52,14 @@ class RunLog(keras.callbacks.Callback):
                 f"The loss became {float(loss)} by step {step}; stopped. The last good checkpoint stays in "
                 f"{self.run.checkpoints}; try a lower --learning_rate in another --run_dir"
             )
+
+
+def last_learning_rate(optimizer: keras.Optimizer) -> float:
+    """Returns the rate of the last step; Keras's `optimizer.learning_rate` is the next one's."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return float(rate(optimizer.iterations - 1))
+    return float(optimizer.learning_rate)
 
 
 class StopOnSignal(keras.callbacks.Callback):

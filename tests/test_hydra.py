@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dynkhydra_tf import losses
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.hydra import Hydra
 from tests.conftest import ROOT
@@ -15,13 +16,13 @@ PARTS = ("stem", "gater", "branches", "combiner", "heads")
 
 
 def reached(model, loss, images, labels, training=True):
-    """Which variables one of the `Losses` reaches: for each part the set of its reached variables.
+    """Which variables one of the losses reaches: for each part the set of its reached variables.
 
     Of the stacked variables of branches and heads, the reached rows: {0, 2} is branches 0 and 2. For
     the others "all", "some" or "none" of the part's variables.
     """
     with tf.GradientTape(persistent=True) as tape:
-        value = getattr(model.losses_of(images, labels, training)[0], loss)
+        value = model.losses_of(images, {"labels": labels}, training)[0][loss].mean
     result = {}
     for part in PARTS:
         variables = [variable.value for variable in getattr(model, part).trainable_variables]
@@ -34,6 +35,12 @@ def reached(model, loss, images, labels, training=True):
             hits = [np.abs(g).max() > 0 for g in values]
             result[part] = "all" if all(hits) else "some" if any(hits) else "none"
     return result
+
+
+def means_of(model, images, labels, training):
+    """The mean of each loss by name, and the pass over the batch."""
+    sums, forward, _ = model.losses_of(images, {"labels": labels}, training)
+    return {name: value.mean for name, value in sums.items()}, forward
 
 
 @pytest.mark.parametrize("routing", ["routed", "dense"])
@@ -71,9 +78,11 @@ def test_dense_and_routed_agree_in_every_gradient_on_moving_statistics(make_hydr
     results = []
     for model in (routed, dense):
         with tf.GradientTape() as tape:
-            losses, forward = model.losses_of(*batch(LABELS), training=False)
-        results.append([forward.logits, *losses, *tape.gradient(losses.total, model.trainable_variables)])
-    names = ["logits", "total", "ensemble", "gater", "branch", *(v.path for v in routed.trainable_variables)]
+            means, forward = means_of(model, *batch(LABELS), training=False)
+            total = losses.total(model.loss_terms, means)
+        gradients = tape.gradient(total, model.trainable_variables)
+        results.append([forward.logits, *means.values(), total, *gradients])
+    names = ["logits", "ensemble", "gater", "branch", "total", *(v.path for v in routed.trainable_variables)]
     for name, one, other in zip(names, *results, strict=True):
         assert np.abs(one).max() > 0, name
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -84,8 +93,8 @@ def test_a_branch_that_is_neither_selected_nor_own_is_not_run_in_training(make_h
     fix_gate(model, [0.6, 0.1, 0.3])
 
     def results(labels):
-        losses, forward = model.losses_of(*batch(labels), training=True)
-        return np.array([*losses, *np.ravel(forward.logits)])
+        means, forward = means_of(model, *batch(labels), training=True)
+        return np.array([*means.values(), *np.ravel(forward.logits)])
 
     without, with_own = results([0, 1, 4, 5]), results([0, 2, 4, 5])
     for stack in model.branches.stacks:
@@ -166,8 +175,8 @@ def test_train_tau_is_in_force_in_training_only(make_hydra, fix_gate, batch):
     model = make_hydra(tau=0.35, train_tau=0.0)
     fix_gate(model, [0.6, 0.1, 0.3])
     images, labels = batch(LABELS)
-    assert model.losses_of(images, labels, training=True)[1].selected.numpy().sum() == 16
-    assert model.losses_of(images, labels, training=False)[1].selected.numpy().sum() == 8
+    assert means_of(model, images, labels, training=True)[1].selected.numpy().sum() == 16
+    assert means_of(model, images, labels, training=False)[1].selected.numpy().sum() == 8
 
 
 @pytest.mark.parametrize("settings", [{}, {"branch_weight": 0.0}, {"combine": "gate_weighted"}])
@@ -257,9 +266,9 @@ def test_mixed_precision_keeps_gate_losses_and_statistics_in_float32(make_hydra,
     model = make_hydra(part_dtype="mixed_bfloat16")
     model.compile("adamw")
     model.fit(images, labels, verbose=0)
-    losses, forward = model.losses_of(images, labels, training=True)
+    means, forward = means_of(model, images, labels, training=True)
     assert forward.routes.projections.dtype == tf.bfloat16
-    assert {t.dtype for t in (*losses, forward.gate, forward.logits)} == {tf.float32}
+    assert {t.dtype for t in (*means.values(), forward.gate, forward.logits)} == {tf.float32}
     assert {weight.dtype for weight in model.weights} == {"float32"}
     full = make_hydra(tau=0.0, top_k=3)
     full.set_weights(model.get_weights())
@@ -300,11 +309,3 @@ def test_summary_names_the_parts(make_hydra):
 def test_bad_settings(make_hydra, settings, message):
     with pytest.raises(ValueError, match=message):
         make_hydra(**settings)
-
-
-def test_sample_weight_is_refused(make_hydra, batch):
-    images, labels = batch(LABELS)
-    model = make_hydra()
-    model.compile("adamw")
-    with pytest.raises(ValueError, match="does not take sample_weight"):
-        model.fit(images, labels, sample_weight=np.ones(8), verbose=0)

@@ -15,12 +15,13 @@ PACKAGE = "dynkhydra_tf"
 # Each line imports only from the lines above it; those of one line do not import each other.
 ORDER = """
 errors paper_numbers machine import_hooks quiet
-files tables fields registration meter
+files tables fields registration meter flop_count
 settings caches predictions
 flags
-cli gating routing losses heads optimisation
+cli gating routing losses heads targets optimisation
 backbones
-folding model_parts
+folding model_parts reports
+image_classifier
 hydra plain
 data partition
 runs progress figures

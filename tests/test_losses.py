@@ -1,28 +1,102 @@
 import numpy as np
+import pytest
+import tensorflow as tf
 
-from dynkhydra_tf.losses import branch_losses, cross_entropy, total_loss
+from dynkhydra_tf import losses
+from dynkhydra_tf.hydra import Forward
+from dynkhydra_tf.losses import Loss, Sums, cross_entropy, with_weights
 
 LN2, LN3, LN4 = np.log([2, 3, 4])
+
+
+def of_own_heads(own_logits):
+    """A pass of which nothing but the heads' logits matters."""
+    return Forward(
+        None, None, None, None, None, None, None if own_logits is None else tf.constant(own_logits)
+    )
+
+
+def targets(labels, own_branch, num_branches, **more):
+    own = tf.one_hot(own_branch, num_branches)
+    return {"labels": tf.constant(labels), "own_branch": tf.constant(own_branch), "own": own, **more}
+
+
+def branch_sums(own_logits, targets):
+    return losses.sums({"branch": losses.HYDRA["branch"]}, of_own_heads(own_logits), targets)["branch"]
 
 
 def test_cross_entropy_by_hand():
     # Softmax of (ln 3, 0) is (3/4, 1/4): -ln 3/4 and, of the flat row, ln 2.
     logits = np.float32([[LN3, 0], [0, 0]])
-    np.testing.assert_allclose(cross_entropy([0, 1], logits), (LN4 - LN3 + LN2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy([0, 1], logits), [LN4 - LN3, LN2], rtol=1e-6)
 
 
 def test_branch_losses_are_means_over_the_own_images():
     # Two classes. Branch 0 has the images 0 and 2 (ln 2 and ln 4), branch 1 none, branch 2 image 1 (ln 4/3).
     logits = np.float32([[0, 0], [0, LN3], [LN3, 0]])
-    losses = branch_losses([0, 1, 1], logits, [0, 2, 0], 3)
-    np.testing.assert_allclose(losses, [(LN2 + LN4) / 2, 0, LN4 - LN3], rtol=1e-6)
+    sums = branch_sums(logits, targets([0, 1, 1], [0, 2, 0], 3))
+    np.testing.assert_allclose(sums.loss, [LN2 + LN4, 0, LN4 - LN3], rtol=1e-6)
+    np.testing.assert_array_equal(sums.images, [2, 0, 1])
+    np.testing.assert_allclose(sums.mean, (LN2 + LN4) / 2 + LN4 - LN3, rtol=1e-6)
+
+
+def test_sample_weights_scale_the_losses_and_not_the_count():
+    # As Keras: (2 ln 2 + 0.5 ln 4) / 2 in branch 0, and 0 of ln 4/3 in branch 2.
+    logits = np.float32([[0, 0], [0, LN3], [LN3, 0]])
+    weighted = targets([0, 1, 1], [0, 2, 0], 3, sample_weight=tf.constant([2.0, 0.0, 0.5]))
+    np.testing.assert_allclose(branch_sums(logits, weighted).mean, (2 * LN2 + 0.5 * LN4) / 2, rtol=1e-6)
+
+
+def test_sums_of_two_batches_add_up_to_those_of_both():
+    logits = np.float32([[0, 0], [0, LN3], [LN3, 0]])
+    parts = [
+        branch_sums(logits[rows], targets(*np.array([[0, 1, 1], [0, 2, 0]])[:, rows], 3))
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    both = Sums(parts[0].loss + parts[1].loss, parts[0].images + parts[1].images)
+    np.testing.assert_allclose(both.mean, (LN2 + LN4) / 2 + LN4 - LN3, rtol=1e-6)
+
+
+def test_without_heads_the_branch_loss_is_zero():
+    assert branch_sums(None, targets([0, 1], [0, 1], 2)).mean == 0
 
 
 def test_total_is_the_weighted_sum():
-    # 1 * 2 + 1.5 * 4 + 0.05 * (10 + 30) = 10.
-    losses = total_loss(np.float32(2), np.float32(4), np.float32([10, 30]), (1.0, 1.5, 0.05))
-    np.testing.assert_allclose(losses, [10, 2, 4, 40], rtol=1e-6)
+    # 1 * 2 + 1.5 * 4 + 0.05 * 40 = 10.
+    total = losses.total(losses.HYDRA, {"ensemble": 2.0, "gater": 4.0, "branch": 40.0})
+    np.testing.assert_allclose(total, 10, rtol=1e-6)
 
 
-def test_without_heads_the_branch_term_is_zero():
-    np.testing.assert_allclose(total_loss(np.float32(2), np.float32(4), None, (1.0, 1.5, 0.0)), [8, 2, 4, 0])
+def test_a_loss_of_default_weight_zero_is_off_until_it_is_given_one():
+    table = {**losses.HYDRA, "toy": Loss(0.0, losses.ensemble)}
+    assert list(with_weights(table, {})) == ["ensemble", "gater", "branch"]
+    on = with_weights(table, {"toy_weight": 2, "gater_weight": 0})
+    assert {name: loss.weight for name, loss in on.items()} == {
+        "ensemble": 1.0,
+        "gater": 0.0,
+        "branch": 0.05,
+        "toy": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"gater_weight": -1.0}, "gater_weight must be at least 0 and finite. Received: gater_weight=-1.0"),
+        ({"gater_weight": float("nan")}, "gater_weight must be at least 0"),
+        ({"branch_weight": float("inf")}, "Received: branch_weight=inf"),
+        ({"branch_weight": "1"}, "Received: branch_weight='1'"),
+        ({"gate_weight": 1.0}, "ensemble_weight, gater_weight, branch_weight. Received: gate_weight"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        with_weights(losses.HYDRA, weights)
+
+
+def test_a_loss_must_give_a_value_for_each_image():
+    mean = Loss(1.0, lambda forward, targets: tf.constant(1.0))
+    with pytest.raises(
+        ValueError, match=r"The loss toy must give a value for each image. Received: shape \(\)"
+    ):
+        losses.sums({"toy": mean}, None, targets([0], [0], 1))

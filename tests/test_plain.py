@@ -105,14 +105,6 @@ def test_bad_settings(settings, message):
         Plain(**{"backbone": TinyBackbone(), "num_classes": 6, **settings})
 
 
-def test_sample_weight_is_refused(make, batch):
-    images, labels = batch(LABELS)
-    model = make()
-    model.compile("adamw")
-    with pytest.raises(ValueError, match="does not take sample_weight"):
-        model.fit(images, labels, sample_weight=np.ones(8), verbose=0)
-
-
 def test_for_inference_is_a_copy_in_float32(make, batch):
     images, labels = batch(LABELS)
     model = make(part_dtype="mixed_bfloat16")

@@ -63,8 +63,8 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
         found[f"{routing}_peak_mb"] = _peak_mb()
         steps[routing] = lambda step=step: step(iter([batch]))
         if routing == "routed":
-            found["active_branches"] = float(model.losses_of(*batch, training=True)[1].selected.numpy().sum())
-            found["active_branches"] /= batch_size
+            forward = model.losses_of(batch[0], {"labels": batch[1]}, training=True)[1]
+            found["active_branches"] = float(forward.selected.numpy().sum()) / batch_size
             steps["branches"], steps["optimizer"] = _branches_alone(model, batch[0]), _optimizer_alone(model)
         del logs
     taken = {name: [] for name in steps}

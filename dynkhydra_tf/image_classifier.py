@@ -1,0 +1,313 @@
+"""What Hydra and the plain network share as Keras models: training by named losses, metrics, saving.
+
+Axis letters: B batch, H W an image's height and width, M classes.
+"""
+
+import abc
+import inspect
+import types
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dynkhydra_tf import losses
+from dynkhydra_tf.backbones.base import Backbone
+from dynkhydra_tf.losses import Loss, Sums, Targets
+from dynkhydra_tf.model_parts import check_settings, make_normalizer
+from dynkhydra_tf.reports import Report
+from dynkhydra_tf.targets import check_shape, in_one_line, unpack
+
+
+class ImageClassifier(keras.Model, abc.ABC):
+    """A network on a backbone, from images (B, H, W, 3) in 0..255 to logits (B, M), trained with `fit`.
+
+    A subclass makes its parts, then calls `finish`, and says what a pass over a batch is. Its constructor's
+    arguments are fixed once it is built: they are constants of the traced steps.
+
+    `fit` takes images with labels (B,), or with a dict of targets: "labels", perhaps "sample_weight", and
+    what the losses need besides. `sample_weight` and `class_weight` weight every loss as Keras does: the sum
+    of the weighted losses over the number of images. Of the metrics only `weighted_metrics` are weighted.
+
+    Args:
+        weights: {"NAME_weight": float}, the weights of the losses in `LOSSES`.
+        The other arguments are as of the subclass.
+    """
+
+    supports_jit = False  # see `compile`
+    LOSSES: ClassVar[Mapping[str, Loss]]
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        part_dtype: str,
+        weights: Mapping[str, float],
+        name: str,
+    ) -> None:
+        super().__init__(name=name, dtype="float32")
+        check_settings(mean, std, part_dtype)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.part_dtype = part_dtype
+        self.loss_terms = types.MappingProxyType(losses.with_weights(self.LOSSES, weights))
+        self.normalize = make_normalizer(backbone, self.mean, self.std)
+
+    def finish(self, group_sizes: Mapping[str, int], numbers: Mapping[str, str | None]) -> None:
+        """Ends a subclass's constructor: the model is ready to call, to train, to save and to count.
+
+        Args:
+            group_sizes, numbers: see `Report`.
+        """
+        self._report = Report(self.loss_terms, group_sizes, numbers)
+        self.built = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Sets an attribute, but for those that are fixed.
+
+        Raises:
+            AttributeError: a setting of a model that is built.
+        """
+        if getattr(self, "built", False) and name in self._fixed():
+            raise AttributeError(
+                f"{name} is fixed when the model is made: make another one, {type(self).__name__}."
+                f"from_config({{**model.get_config(), ...}}), and give it this one's weights. "
+                f"Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _fixed(cls):
+        settings = inspect.signature(cls.__init__).parameters.keys() - {"self", "name", "tau"}
+        return settings | {"num_classes", "num_branches", "loss_terms"}
+
+    # === The pass over a batch ===
+
+    @abc.abstractmethod
+    def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[NamedTuple, Targets]:
+        """Returns the pass over a batch, and the targets with what this model adds to them; see `Loss`."""
+
+    @abc.abstractmethod
+    def numbers(self, forward: NamedTuple, targets: Targets) -> dict[str, tf.Tensor]:
+        """Returns what is reported besides the losses: (B,) values by name."""
+
+    def __call__(self, images: tf.Tensor, *args: object, **kwargs: object) -> dict[str, tf.Tensor]:
+        """As Keras's; looks at the images first, for Keras adds ten lines to an error from within `call`."""
+        images = check_shape(images, self.backbone.input_shape, "images")
+        return super().__call__(images, *args, **kwargs)
+
+    def normalized(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns images (B, H, W, 3), 0..255, of any number type, as the first convolution takes them.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        return self.normalize(check_shape(images, self.backbone.input_shape, "images"))
+
+    def losses_of(
+        self, images: tf.Tensor, targets: Targets, training: bool
+    ) -> tuple[dict[str, Sums], NamedTuple, Targets]:
+        """Returns the `Sums` of each loss over a batch, the pass, and all targets.
+
+        Args:
+            images: (B, H, W, 3). targets: as of `targets.unpack`.
+            training: bool, whether batch normalisation takes the statistics of the batch and moves its own.
+        """
+        forward, targets = self.run(images, targets, training)
+        return losses.sums(self.loss_terms, forward, targets), forward, targets
+
+    # === Training ===
+
+    def compile(
+        self,
+        optimizer: str | keras.Optimizer = "rmsprop",
+        loss: object = None,
+        loss_weights: object = None,
+        metrics: list | None = None,
+        weighted_metrics: list | None = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: object,
+    ) -> None:
+        """Makes the model ready for `fit`; the losses are built in.
+
+        Args:
+            optimizer: Keras's, or one of `optimisation.py`.
+            metrics, weighted_metrics: lists of Keras metrics of labels (B,) and logits (B, M), which are no
+                probabilities; reported besides the model's own.
+            kwargs: Keras's `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
+
+        Raises:
+            ValueError: loss, loss_weights or jit_compile; metrics by output name.
+        """
+        if loss is not None or loss_weights is not None:
+            names = ", ".join(f"{name}_weight" for name in self.LOSSES)
+            raise ValueError(
+                f"The losses are built in, their weights are {names} of {type(self).__name__}(...): leave "
+                f"loss and loss_weights out. Received: loss={loss!r}, loss_weights={loss_weights!r}"
+            )
+        if jit_compile is True:
+            raise ValueError(
+                "XLA's static shapes undo the routing, and on the CPU it does without oneDNN: leave "
+                "jit_compile out. Received: jit_compile=True"
+            )
+        if isinstance(metrics, dict) or isinstance(weighted_metrics, dict):
+            raise ValueError(
+                "metrics and weighted_metrics must be lists of metrics of labels and logits. "
+                f"Received: metrics={metrics!r}, weighted_metrics={weighted_metrics!r}"
+            )
+        super().compile(
+            optimizer,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            jit_compile=False,
+            **kwargs,
+        )
+
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """One step on (images, targets): the losses, their gradients, the update."""
+        return self._step(data, self._train)
+
+    def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """The same losses and metrics without an update."""
+        return self._step(data, self._test)
+
+    def _step(self, data, step):
+        needs = [need for loss in self.loss_terms.values() for need in loss.needs]
+        images, targets = unpack(data, self.num_classes, needs)
+        if images.shape[0]:
+            return step(images, targets)
+        # An empty batch, perhaps: it changes nothing.
+        return tf.cond(tf.shape(images)[0] > 0, lambda: step(images, targets), self._results)
+
+    def _train(self, images, targets):
+        with tf.GradientTape() as tape:
+            sums, forward, targets = self.losses_of(images, targets, training=True)
+            total = losses.total(self.loss_terms, {name: value.mean for name, value in sums.items()})
+            scaled = self.optimizer.scale_loss(total)
+        if self.trainable_variables:
+            self.update(tape.gradient(scaled, self.trainable_variables), forward)
+        return self._reported(sums, forward, targets)
+
+    def _test(self, images, targets):
+        return self._reported(*self.losses_of(images, targets, training=False))
+
+    def update(self, gradients: list[tf.Tensor], forward: NamedTuple) -> None:
+        """Applies the gradients, one for each trainable variable; `forward` is the pass that they are of."""
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+
+    def _reported(self, sums, forward, targets):
+        self._report.update(sums, self.numbers(forward, targets))
+        if self._compile_metrics is not None:
+            weight = targets.get("sample_weight")
+            self._compile_metrics.update_state(targets["labels"], forward.logits, weight)
+        return self._results()
+
+    def _results(self):
+        own = self._report.results()
+        given = self._compile_metrics.result() if self._compile_metrics is not None else {}
+        if twice := own.keys() & given.keys():
+            raise ValueError(
+                f"metrics must have other names than the model's own. Received: {', '.join(twice)}"
+            )
+        return own | given
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """The running numbers that `fit` and `evaluate` reset and report."""
+        given = [self._compile_metrics] if self._compile_metrics is not None else []
+        return [*self._report.metrics, *given]
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's, and errors that `targets.require` finds are one line."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)  # else the first step is traced twice
+        super().make_train_function(force)
+        self.train_function = in_one_line(self.train_function)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """As Keras's, and errors that `targets.require` finds are one line."""
+        super().make_test_function(force)
+        self.test_function = in_one_line(self.test_function)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """As Keras's, and errors that `targets.require` finds are one line."""
+        super().make_predict_function(force)
+        self.predict_function = in_one_line(self.predict_function)
+
+    # === Serialisation ===
+
+    def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: object) -> None:
+        """Keras's export of `call` for images (B, H, W, 3) float32; `export.py` makes a faster SavedModel."""
+        images = keras.InputSpec(shape=(None, *self.backbone.input_shape), dtype="float32", name="images")
+        super().export(filepath, format=format, **{"input_signature": [images], **kwargs})
+
+    def get_compile_config(self) -> dict | None:
+        """Returns `compile`'s arguments, and which variables the optimizer was built for, as indices."""
+        config = super().get_compile_config()
+        if config and self.optimizer.built:
+            index = {id(variable): number for number, variable in enumerate(self.variables)}
+            config["optimized"] = [index[id(variable)] for variable in self.optimizer._trainable_variables]
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles as `get_compile_config` described, and builds the optimizer for its state to be loaded."""
+        optimized = config.get("optimized")
+        config = {key: value for key, value in config.items() if key != "optimized"}
+        # Version 0.1 took these and did not use them.
+        config = {**config, "loss": None, "loss_weights": None, "jit_compile": "auto"}
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        variables = self.variables
+        self.optimizer.build(
+            self.trainable_variables if optimized is None else [variables[index] for index in optimized]
+        )
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments that all models have, and which layers are frozen."""
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "part_dtype": self.part_dtype,
+            **{f"{name}_weight": loss.weight for name, loss in self.loss_terms.items()},
+            "name": self.name,
+            "frozen": [path for path, layer in _layers(self) if not layer.trainable],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "ImageClassifier":
+        """Returns the model that `get_config` described, with new weights."""
+        config = dict(config)
+        frozen = config.pop("frozen", None)  # models of version 0.1 do not say
+        backbone = config["backbone"]
+        if isinstance(backbone, dict):
+            backbone = keras.saving.deserialize_keras_object(backbone)
+        model = cls(**{**config, "backbone": backbone})
+        if frozen is not None:
+            for path, layer in _layers(model):
+                layer.trainable = path not in frozen
+        return model
+
+
+def _layers(layer, path=""):
+    """(path, layer) of a layer and of all within it; the outer first: its `trainable` sets the inner ones'.
+
+    A functional model's layers can come in another order in another process, and have names; elsewhere the
+    order is that of the code, and a name may be Keras's, by a counter.
+    """
+    yield path, layer
+    for index, inner in enumerate(layer._layers):
+        name = inner.name if hasattr(layer, "operations") else index
+        yield from _layers(inner, f"{path}/{name}")
+
+
+def accuracies(logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns top1 and top5, (B,) floats: whether the class is first by logits (B, M), or among min(5, M)."""
+    top5 = min(5, logits.shape[-1])
+    return {
+        "top1": keras.metrics.sparse_categorical_accuracy(labels, logits),
+        "top5": keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, top5),
+    }
