@@ -229,7 +229,7 @@ class Hydra(ImageClassifier):
         stacks = [stack for part in self._stacked for stack in part.trainable_variables]
         if self.optimizer.gradient_accumulation_steps:
             stacks = []  # a branch idle in the last of several batches may have a gradient of another
-        before = [stack.value for stack in stacks]
+        before = [tf.convert_to_tensor(stack) for stack in stacks]  # `stack.value` is the variable itself
         super().update(gradients, forward)
         ran = tf.reduce_any(forward.needed, axis=0)
 

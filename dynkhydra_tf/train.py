@@ -35,6 +35,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     import numpy as np
     import tensorflow as tf
 
+    from dynkhydra_tf import losses
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
     from dynkhydra_tf.backbones import make_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
@@ -101,9 +102,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
                 train_tau=network.train_tau,
                 combine=network.combine,
                 routing=network.routing,
-                ensemble_weight=network.ensemble_weight,
-                gater_weight=network.gater_weight,
-                branch_weight=network.branch_weight,
+                **{f"{name}_weight": getattr(network, f"{name}_weight") for name in losses.HYDRA},
                 **given,
             )
         else:

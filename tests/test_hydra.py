@@ -171,6 +171,18 @@ def test_tau_can_be_set_while_fit_runs(make_hydra, batch):
     assert fitted.history["val_active_branches"][-1] == 1
 
 
+def test_tau_can_be_set_within_another_model(make_hydra, fix_gate, batch):
+    images, _ = batch(LABELS)
+    model = make_hydra(tau=0.0)
+    fix_gate(model, [0.6, 0.1, 0.3])
+    inputs = keras.Input((8, 8, 3))
+    wrapper = keras.Model(inputs, model(inputs))
+    assert wrapper.predict(images, verbose=0)["selected"].sum() == 16
+    model.tau = 0.35
+    assert wrapper.predict(images, verbose=0)["selected"].sum() == 8
+    assert model.tau == model.get_config()["tau"] == 0.35
+
+
 def test_train_tau_is_in_force_in_training_only(make_hydra, fix_gate, batch):
     model = make_hydra(tau=0.35, train_tau=0.0)
     fix_gate(model, [0.6, 0.1, 0.3])
@@ -296,6 +308,11 @@ def test_summary_names_the_parts(make_hydra):
         ({"top_k": 0}, "top_k must be in 1..3"),
         ({"tau": 1.0}, r"tau must be in \[0, 1\). Received: tau=1.0"),
         ({"tau": float("nan")}, "tau must be in"),
+        ({"tau": "x"}, r"tau must be in \[0, 1\). Received: tau='x'"),
+        ({"top_k": 1.5}, "top_k must be in 1..3.*Received: top_k=1.5"),
+        ({"top_k": "2"}, "Received: top_k='2'"),
+        ({"cluster_of_class": (0, 0.5)}, "whole numbers from 0 on. Received: cluster_of_class=0.5"),
+        ({"gate_weight": 1.0}, "The weights of the losses are ensemble_weight"),
         ({"train_tau": -0.1}, "train_tau must be in"),
         ({"combine": "mean"}, "combine must be one of.*Received: combine='mean'"),
         ({"routing": "sparse"}, "routing must be one of"),
@@ -303,9 +320,48 @@ def test_summary_names_the_parts(make_hydra):
         ({"gater_weight": float("nan")}, "must be at least 0"),
         ({"mean": (1, 2)}, "mean and std must be three numbers each"),
         ({"std": (1, 0, 1)}, "std above 0"),
+        ({"mean": ("a", 1, 2)}, "mean and std must be three numbers each.*Received"),
         ({"part_dtype": "mixed_float16"}, "part_dtype must be one of.*Received: part_dtype='mixed_float16'"),
     ],
 )
 def test_bad_settings(make_hydra, settings, message):
     with pytest.raises(ValueError, match=message):
         make_hydra(**settings)
+
+
+def test_tau_that_is_no_number(make_hydra):
+    model = make_hydra()
+    with pytest.raises(ValueError, match=r"tau must be in \[0, 1\). Received: tau='x'"):
+        model.tau = "x"
+    assert model.tau == 0.08
+
+
+def test_a_step_leaves_branches_that_no_image_needed(make_hydra, fix_gate, batch):
+    model = make_hydra()
+    model.compile(keras.optimizers.AdamW(1e-2, weight_decay=0.1))
+    fix_gate(model, [0.6, 0.1, 0.3])
+    model.train_on_batch(*batch([2, 3, 2, 3]))  # branch 1 is their own: now it has momentum
+    fix_gate(model, [0.6, 0.1, 0.3])
+    stacks = [*model.branches.trainable_variables, *model.heads.trainable_variables]
+    before = [stack.numpy() for stack in stacks]
+    model.train_on_batch(*batch([0, 1, 4, 5]))
+    for stack, value in zip(stacks, before, strict=True):
+        same = np.all(stack.numpy() == value, axis=tuple(range(1, value.ndim)))
+        assert same.tolist() == [False, True, False], stack.path
+
+
+def test_frozen_branches_keep_their_weights_and_statistics(make_hydra, batch):
+    model = make_hydra()
+    images, labels = batch(LABELS)
+    model.branches.trainable = False
+    model.compile(keras.optimizers.AdamW(1e-2))
+    stacks = [stack.numpy() for stack in model.branches.stacks]
+    combiner = model.combiner.get_weights()
+    projections = model.losses_of(images, {"labels": labels}, training=True)[1].routes.projections
+    features = model.stem(model.normalize(images), training=True)
+    alone = model.branches.branch(0)(features)  # by moving statistics
+    np.testing.assert_allclose(projections[0], alone[0], rtol=1e-4, atol=1e-5)
+    model.train_on_batch(images, labels)
+    for stack, value in zip(model.branches.stacks, stacks, strict=True):
+        np.testing.assert_array_equal(stack, value, err_msg=stack.path)
+    assert not np.array_equal(model.combiner.get_weights()[0], combiner[0])

@@ -11,7 +11,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.runs import RunDirectory
 from dynkhydra_tf.settings import PlaceSettings, Settings
-from dynkhydra_tf.training import RunLog, fit
+from dynkhydra_tf.training import RunLog, fit, last_learning_rate
 
 
 class FakeRun:
@@ -40,6 +40,18 @@ def log():
 def test_the_row_comes_before_the_checkpoint(log):
     log.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
     assert log.run.said == [("row", 1), "checkpoint"]
+
+
+def test_the_rate_in_a_row_is_the_one_that_was_used():
+    def rate_after(steps, rate):
+        optimizer = keras.optimizers.SGD(rate)
+        optimizer.iterations.assign(steps)
+        return last_learning_rate(optimizer)
+
+    # A drop at step 4, the first of another epoch: the step before it, number 3, still has the old rate.
+    drop = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.5, 0.25])
+    assert [rate_after(steps, drop) for steps in (1, 4, 5)] == [0.5, 0.5, 0.25]
+    assert rate_after(4, 0.125) == 0.125
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
