@@ -7,6 +7,7 @@ tables; element-wise operations are not counted. cost(image) = stem + gater + la
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 
@@ -71,12 +72,12 @@ def hydra_costs(model: keras.Model) -> dict[str, dict[str, int]]:
     return costs
 
 
-def inference_flops(flops: dict[str, int], active_branches: float) -> float:
+def inference_flops(flops: Mapping[str, int], active_branches: float) -> float:
     """Returns the FLOPs of an image that runs `active_branches` branches (a mean, lambda, is fine)."""
     return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + flops["combiner"]
 
 
-def inference_parameters(parameters: dict[str, int]) -> int:
+def inference_parameters(parameters: Mapping[str, int]) -> int:
     """Returns the parameters of all parts but the heads."""
     return sum(parameters.values()) - parameters["heads"]
 

@@ -18,6 +18,7 @@ The last three are not written of a plain network, which has no gate.
 import dataclasses
 import pathlib
 import textwrap
+from typing import Any
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.errors import UserError
@@ -87,7 +88,7 @@ def main(options: Options) -> None:
     batches = evaluation_batches(data, options.split, options.batch_size)
     if isinstance(model, Plain):
         predictions, cluster_of_class = predict_plain(model, batches), None
-        results = accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
+        results: dict[str, Any] = accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
         text, written = _plain_text(results), []
     else:
         evaluation = evaluate(model, batches, options.tau)

@@ -98,7 +98,7 @@ def leaves(cls: type[Checked]) -> Iterator[dataclasses.Field]:
         if "setting" in field.metadata:
             yield field
         else:
-            yield from leaves(field.type)
+            yield from leaves(typing.cast(type[Checked], field.type))
 
 
 def values(settings: Checked) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def make(cls: type[Checked], by_name: dict[str, Any]) -> Any:
     arguments = {}
     for field in dataclasses.fields(cls):
         if "setting" not in field.metadata:
-            arguments[field.name] = make(field.type, by_name)
+            arguments[field.name] = make(typing.cast(type[Checked], field.type), by_name)
         elif field.name in by_name:
             arguments[field.name] = by_name[field.name]
     return cls(**arguments)
@@ -132,7 +132,7 @@ def changed(settings: Checked, **by_name: Any) -> Any:
 
 def base_type(field: dataclasses.Field) -> tuple[type, bool]:
     """Returns (int, float, str or bool, whether the field is a list of them), None in it left out."""
-    kind = field.type
+    kind: Any = field.type
     if isinstance(kind, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if typing.get_origin(kind) is tuple:

@@ -10,7 +10,8 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 try:
     import fcntl
@@ -175,12 +176,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         beside.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def write_json(path: str | os.PathLike, value) -> None:
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a value as indented JSON; replaces `path` whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path: str | os.PathLike, rows, keys=None) -> None:
+def write_csv(
+    path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None
+) -> None:
     """Writes rows (dicts of the same keys) as CSV; replaces `path` whole or not at all.
 
     Args:
@@ -188,8 +191,10 @@ def write_csv(path: str | os.PathLike, rows, keys=None) -> None:
         rows: the dicts.
         keys: the head of the table; None: the keys of the first row, of which there is at least one then.
     """
-    opened = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with replacing(path) as beside, beside.open("w", **opened) as file:
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=keys or rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -5,7 +5,7 @@ A run stores its settings as `flags.cfg`, a flagfile that runs again as it is.
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -74,7 +74,7 @@ def define(flag_values: flags.FlagValues, cls: type[Checked]) -> None:
     for field in leaves(cls):
         known = field.metadata["setting"]
         kind, is_list = fields.base_type(field)
-        common = {"name": field.name, "default": field.default, "help": known.help}
+        common: dict[str, Any] = {"name": field.name, "default": field.default, "help": known.help}
         if is_list:
             parser = _ListParser(kind, known)
             common["default"] = None if field.default is None else fields.list_text(known, field.default)
@@ -141,7 +141,7 @@ def to_flagfile(settings: Settings) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-_DEFINE = {
+_DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,

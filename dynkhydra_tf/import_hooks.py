@@ -32,7 +32,7 @@ class _Hook(importlib.abc.MetaPathFinder):
             with self.around():
                 execute(module)
 
-        spec.loader.exec_module = execute_within
+        spec.loader.exec_module = execute_within  # type: ignore[method-assign]
         return spec
 
 

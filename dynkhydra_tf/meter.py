@@ -26,9 +26,10 @@ class Meter:
     ) -> None:
         self.heading, self.total, self.unit = heading, total, unit
         self._stream = sys.stdout if stream is None else stream
-        self._bar = None
+        self._bar: tqdm | None = None
         self._before = self.done = done
-        self._first = None  # (seconds, done): the rate leaves out the first update, which traces and reads
+        # (seconds, done): the rate leaves out the first update, which traces and reads.
+        self._first: tuple[float, int] | None = None
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:

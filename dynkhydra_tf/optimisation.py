@@ -16,7 +16,10 @@ def make_optimizer(settings: OptimisationSettings, steps_per_epoch: int) -> kera
         UserError: a warm-up as long as the whole run.
     """
     rate = learning_rate_schedule(settings, steps_per_epoch)
-    decay = {"weight_decay": settings.weight_decay or None, "decay_kernels_only": settings.decay_kernels_only}
+    decay: dict[str, Any] = {
+        "weight_decay": settings.weight_decay or None,
+        "decay_kernels_only": settings.decay_kernels_only,
+    }
     if settings.optimizer == "sgd":
         return SGD(rate, momentum=0.9, nesterov=True, **decay)
     return AdamW(rate, **decay)
@@ -96,7 +99,8 @@ class _KernelDecay:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "decay_kernels_only": self.decay_kernels_only}
+        config = super().get_config()  # type: ignore[misc]  # the optimizer's, beside which this stands
+        return {**config, "decay_kernels_only": self.decay_kernels_only}
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")

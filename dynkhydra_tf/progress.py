@@ -25,8 +25,8 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self._stream = sys.stdout if stream is None else stream
-        self._meter = None
-        self._seconds = None  # of a whole epoch
+        self._meter: Meter | None = None
+        self._seconds: float | None = None  # of a whole epoch
 
     def __enter__(self) -> Self:
         """Returns itself."""

@@ -49,7 +49,8 @@ def sample_images(
         images (n, S, S, 3) uint8 and labels (n,) int64, ascending.
     """
     rng = np.random.default_rng(seed)
-    kept, seen = [[] for _ in range(num_classes)], np.zeros(num_classes, int)
+    kept: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
+    seen = np.zeros(num_classes, int)
     for images, labels in examples.batch(256).as_numpy_iterator():
         for image, label in zip(images, labels, strict=True):
             if len(kept[label]) < images_per_class:

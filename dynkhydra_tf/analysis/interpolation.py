@@ -27,7 +27,6 @@ as it is. Axis letters: B batch, T alphas, M classes, R ways to read a branch, h
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +97,7 @@ def interpolate(
     model: "Hydra",
     first: int,
     second: int,
-    alphas: Sequence[float],
+    alphas: np.ndarray,
     examples: "tf.data.Dataset",
     training_examples: "tf.data.Dataset",
 ) -> Interpolation:

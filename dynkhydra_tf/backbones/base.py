@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import keras
 
 # What Keras takes as a layer's dtype; None: its global policy.
-DType = str | keras.DTypePolicy | None
+DType: TypeAlias = str | keras.DTypePolicy | None
 
 
 class Backbone(abc.ABC):
@@ -49,7 +49,7 @@ class Backbone(abc.ABC):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for Keras's serialisation."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # a subclass is a dataclass
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -99,7 +99,7 @@ class CutBackbone(Backbone):
         """Returns the list of layers after the cut, channels times `width`, each with an explicit name."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(H, W, 3)."""
         return (self.image_size, self.image_size, 3)
 

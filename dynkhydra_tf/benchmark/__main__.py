@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import threadpoolctl
@@ -78,12 +79,12 @@ def main(options: Options, sections: Sequence[str]) -> None:
     older = _read(options.compare) if options.compare else None
     check_writable(options.output_dir, "output_dir")
 
-    sys.stdout.reconfigure(line_buffering=True)  # each table as soon as it is measured, in a file too
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # each table as soon as it is measured, in a file too
     environment = describe(options.onednn)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     limits = machine_limits()
     print(", ".join(f"{key} {value:.0f}" for key, value in limits.items()))
-    results = {"environment": environment, "limits": limits, "minutes": {}}
+    results: dict[str, Any] = {"environment": environment, "limits": limits, "minutes": {}}
     network, usual = (options.depth, options.num_branches), inference.usual(active)
     with tempfile.TemporaryDirectory() as folder:
         measure = {

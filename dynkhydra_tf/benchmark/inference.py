@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ Place = str | os.PathLike | tuple[str, str]
 
 
 def run_job(
-    models: dict[str, Place],
+    models: Mapping[str, Place],
     images: np.ndarray,
     batch_sizes: Sequence[int],
     threads: int,
@@ -236,10 +236,11 @@ def edge_runtimes(
             answers[f"{name}, lambda {count}"] = format.load(folder / name, threads=1)
         except UserError as missing:
             say(f"Without {name}: {missing}")
-    reference, results = next(iter(answers)), []
+    reference = next(iter(answers))
+    results: list[dict[str, Any]] = []
     for size in batch_sizes:
         batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
-        taken = {name: [[] for _ in batches] for name in answers}
+        taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in answers}
         rounds, end = 0, None
         while rounds < 6 or time.perf_counter() < end:
             for index, batch in enumerate(batches):

@@ -15,6 +15,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.fields import Checked, changed, setting
@@ -68,7 +69,8 @@ def main(options: Options, paths: Sequence[str]) -> None:
     images = timing.timed_images(data, options.batch_size)
 
     # === Accuracy and exports, then all times together ===
-    rows, subjects = {}, {}
+    by_key: dict[str, dict[str, Any]] = {}
+    subjects: dict[str, timing.Subject] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number_of_run, (name, run) in enumerate(runs.items()):
             model, optimisation = models[name], run.settings.optimisation
@@ -80,11 +82,11 @@ def main(options: Options, paths: Sequence[str]) -> None:
                 key = name if row["tau"] is None else f"{name}, tau {row['tau']:g}"
                 subjects[key] = exported[row["tau"]]
                 active = subjects[key].active_branches
-                rows[key] = {"run": name, **trained, **row, "timed_active_branches": active}
+                by_key[key] = {"run": name, **trained, **row, "timed_active_branches": active}
         times = timing.measure(
             subjects, images, options.batch_size, options.threads, options.seconds, options.onednn
         )
-    rows = [row | times[key] for key, row in rows.items()]
+    rows = [row | times[key] for key, row in by_key.items()]
 
     # === Print, write ===
     requests = {"batch_size": options.batch_size, "threads": options.threads, "images": len(images)}

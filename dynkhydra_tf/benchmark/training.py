@@ -6,6 +6,7 @@ prints a row as JSON. Each is measured in a process of its own, so that peak mem
 step are its own.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -43,7 +44,8 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
     """
     batch = subjects.images(batch_size), np.arange(batch_size, dtype=np.int32) % subjects.NUM_CLASSES
     batch = tuple(map(tf.constant, batch))
-    found, steps = {"depth": depth, "num_branches": num_branches, "batch_size": batch_size}, {}
+    found: dict[str, Any] = {"depth": depth, "num_branches": num_branches, "batch_size": batch_size}
+    steps: dict[str, Callable[[], Any]] = {}
     source = subjects.make_hydra(depth, num_branches)
     tau = subjects.tau_for(source, batch[0], ACTIVE)
     for routing in ("routed", "dense") if dense_rounds else ("routed",):
@@ -61,13 +63,13 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
         for _ in range(3):
             logs = step(iter([batch]))
         found[f"{routing}_peak_mb"] = _peak_mb()
-        steps[routing] = lambda step=step: step(iter([batch]))
+        steps[routing] = functools.partial(_step, step, batch)
         if routing == "routed":
             forward = model.losses_of(batch[0], {"labels": batch[1]}, training=True)[1]
             found["active_branches"] = float(forward.selected.numpy().sum()) / batch_size
             steps["branches"], steps["optimizer"] = _branches_alone(model, batch[0]), _optimizer_alone(model)
         del logs
-    taken = {name: [] for name in steps}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, run in steps.items():
             if name == "dense" and turn > dense_rounds:
@@ -79,6 +81,10 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
     found["steps"] = {name: _spread(times) for name, times in taken.items()}
     ratios = np.array(taken.get("dense", [])) / np.array(taken["routed"][:dense_rounds])
     return found | {"dense_over_routed": float(np.median(ratios)) if dense_rounds else None}
+
+
+def _step(step, batch):
+    step(iter([batch]))
 
 
 def _peak_mb():

@@ -127,7 +127,7 @@ def load_data(
     for argument, value, allowed in (("fit", fit or entry.fit, FITS), ("cache", cache, CACHES)):
         if value not in allowed:
             raise UserError(f"{argument} must be one of {', '.join(allowed)}. Received: {value!r}")
-    given = {
+    given: dict[str, object] = {
         "data_dir": data_dir,
         "download": download,
         "test_fraction": test_fraction,
@@ -135,7 +135,7 @@ def load_data(
         "cache_dir": cache_dir,
     }
     taken = {setting: given[setting] for setting in entry.source.settings}
-    source = entry.source(**taken | entry.arguments)
+    source = entry.source(**{**taken, **entry.arguments})
     held_out = _draw_validation(name, source, validation_fraction)
     sizes = {"train": source.size("train"), "validation": 0, "test": source.size("test")}
     if held_out is not None:

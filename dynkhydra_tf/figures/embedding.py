@@ -14,7 +14,7 @@ from dynkhydra_tf.figures.labels import spread
 from dynkhydra_tf.partition import ClassPartition
 
 # Five clusters share a shape, every second ten are darker: 100 clusters have signs of their own.
-HUES, MARKERS = colormaps["tab10"].colors, "o^sDvPX*<>"
+HUES, MARKERS = [colormaps["tab10"](i)[:3] for i in range(10)], "o^sDvPX*<>"
 DARKER = 0.6
 # Inches: of a name's character and line, the picture's sides, a row and a column of the legend.
 CHARACTER, LINE, SIDES, ROW, COLUMN = 0.07, 0.13, (7, 30), 0.19, 3.9
@@ -54,7 +54,7 @@ def save_embedding(
         color, marker = _sign(cluster)
         own = cluster_of_class[labels] == cluster
         colors = np.column_stack([np.tile(color, (own.sum(), 1)), 0.2 + 0.55 * near[own]])
-        axes.scatter(*points[own].T, s=22, c=colors, marker=marker, linewidths=0)
+        axes.scatter(points[own, 0], points[own, 1], s=22, c=colors, marker=marker, linewidths=0)
         signs.append(Line2D([], [], linestyle="", marker=marker, color=color, label=style.short(text, 52)))
     seen = "" if near.min() == 1 else ", the farther the paler"
     dataset = style.short(partition.dataset)

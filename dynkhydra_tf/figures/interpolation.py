@@ -45,8 +45,8 @@ def save_interpolation(result: Any, clusters: list[list[str]], path: style.Path,
         )
     ]
     lines += [
-        Line2D([], [], color="gray", linestyle=dashes, label=label)
-        for dashes, label in (("-", "normalisation re-estimated"), ("--", "normalisation interpolated"))
+        Line2D([], [], color="gray", linestyle="-", label="normalisation re-estimated"),
+        Line2D([], [], color="gray", linestyle="--", label="normalisation interpolated"),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=9)
     style.save(figure, path)

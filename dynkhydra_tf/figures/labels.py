@@ -24,12 +24,13 @@ def label_points(axes: Axes, lines: Sequence[Sequence[tuple]], fontsize: float =
         lines: for each line its points (x, y, text) in the order that it goes through them; None: no label.
         fontsize: in points.
     """
-    style.lay_out(axes.figure)
+    style.lay_out(axes.get_figure(root=True))
     places = [axes.transData.transform([point[:2] for point in line]) for line in lines]
     # The lines, in so many dots that none slips between two of them through a label.
     along = [np.linspace(a, b, 50) for place in places for a, b in itertools.pairwise(place)]
     drawn = np.concatenate([*places, *along])
-    room, written = axes.get_window_extent().padded(-2), []
+    room = axes.get_window_extent().padded(-2)
+    written: list[tuple[str, np.ndarray]] = []
     taken = [axes.get_legend().get_window_extent()] if axes.get_legend() else []
     for line, place in zip(lines, places, strict=True):
         for members in _in_one_place(line, place):

@@ -114,7 +114,7 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
     if options.data_dir:
         train_flags = [f"--data_dir={options.data_dir}", *train_flags]
     plan = {key: _of_datasets(key, options.datasets, options.depths) for key in dict.fromkeys(options.table)}
-    jobs = {}
+    jobs: dict[pathlib.Path, Job] = {}
     for seed in options.seeds:
         for experiment in dict.fromkeys(each for listed in plan.values() for each in listed):
             job = _job(experiment, seed, root, options.epochs, train_flags)

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_text
@@ -141,7 +142,7 @@ class ClassPartition:
 
 def clusters_of(class_names: Sequence[str], cluster_of_class: Sequence[int]) -> list[list[str]]:
     """The class names of each cluster, in the order of the labels; M names and M ints in [0, nb)."""
-    clusters = [[] for _ in range(max(cluster_of_class) + 1)]
+    clusters: list[list[str]] = [[] for _ in range(max(cluster_of_class) + 1)]
     for name, cluster in zip(class_names, cluster_of_class, strict=True):
         clusters[cluster].append(name)
     return clusters
@@ -175,7 +176,7 @@ def _read_record(path: str | os.PathLike) -> dict:
     return record
 
 
-def _json(value) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +21,7 @@ from dynkhydra_tf.partition.extractors import Extractor
 
 
 def class_means(
-    data,
+    data: Any,
     extractor: Extractor,
     cache_dir: str | os.PathLike | None = None,
     images_per_class: int | None = None,
@@ -71,7 +72,7 @@ def default_cache_dir() -> pathlib.Path:
     return user_cache_dir("class_means")
 
 
-def _compute(data, extractor, images_per_class, batch_size, progress) -> np.ndarray:
+def _compute(data, extractor, images_per_class, batch_size, progress):
     num_classes = len(data.class_names)
     examples, num_images = data.examples("train"), data.sizes["train"]
     if images_per_class is not None:
@@ -117,7 +118,7 @@ def _first_of_each_class(examples: tf.data.Dataset, num_classes: int, count: int
     return kept.map(lambda image, label, keep: (image, label)).take(num_classes * count)
 
 
-def _cache_key(data, extractor, images_per_class) -> str:
+def _cache_key(data, extractor, images_per_class):
     """All that the class means depend on, as JSON.
 
     The first images stand for the preprocessing (padded, cropped, size), the fingerprint for the files of
@@ -139,7 +140,7 @@ def _cache_key(data, extractor, images_per_class) -> str:
     return json.dumps(key)
 
 
-def _cache_path(cache_dir, data, extractor, key: str) -> pathlib.Path:
+def _cache_path(cache_dir, data, extractor, key):
     """A file name that a person can tell apart, made unique by a hash of the key."""
     stem = re.sub(r"[^\w.-]+", "_", f"{data.name}-{extractor.name}")
     return pathlib.Path(cache_dir) / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

@@ -11,8 +11,8 @@ import inspect
 import os
 import socket
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -238,7 +238,7 @@ def _mend_normalisation(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def _network_timeout(seconds: float):
+def _network_timeout(seconds: float) -> Iterator[None]:
     """Limits how long a download may stand still; Keras itself sets no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
@@ -266,7 +266,7 @@ def _suggestion(name: str, names: list[str]) -> str:
     return f" Did you mean {by_lower[close[0]]}?" if close else ""
 
 
-def _is_shape(shape, rank: int) -> bool:
+def _is_shape(shape: Any, rank: int) -> bool:
     """Whether this is one shape of this rank, and not several, for several inputs or outputs."""
     return isinstance(shape, tuple) and len(shape) == rank and not isinstance(shape[0], tuple)
 

@@ -1,6 +1,7 @@
 """`make_partition`: a data set and a strategy in, a `ClassPartition` out."""
 
 import os
+from typing import Any
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import strategies
@@ -12,7 +13,7 @@ STRATEGIES = ("cluster_balance", "cluster_optimal", "random", "semantic", "file"
 
 
 def make_partition(
-    data,
+    data: Any,
     strategy: str,
     num_branches: int,
     seed: int,
@@ -70,7 +71,9 @@ def make_partition(
         means = class_means(data, extractor, cache_dir, images_per_class, progress=progress)
         clusters = getattr(strategies, strategy)(means, num_branches, seed)
         extractor_name = extractor.name
-    return ClassPartition(data.name, data.class_names, clusters, strategy, extractor_name, seed)
+    return ClassPartition(
+        data.name, data.class_names, tuple(map(int, clusters)), strategy, extractor_name, seed
+    )
 
 
 def check_source(
@@ -90,7 +93,7 @@ def check_source(
         build_extractor(feature_extractor, feature_weights)
 
 
-def _from_file(data, partition_file, num_branches) -> ClassPartition:
+def _from_file(data, partition_file, num_branches):
     partition = ClassPartition.load(partition_file, data.name, data.class_names)
     if partition.num_branches != num_branches:
         raise UserError(

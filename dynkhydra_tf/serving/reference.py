@@ -28,7 +28,7 @@ def make_reference(
     fit: str,
     tau: float | None,
     top_classes: int = 0,
-    input_dtype: type = np.uint8,
+    input_dtype: np.typing.DTypeLike = np.uint8,
     seed: int = 0,
 ) -> list[dict]:
     """Makes one or two requests for each signature and answers them with the Keras model.

@@ -29,7 +29,7 @@ def signatures(
     tau: float | None,
     top_classes: int = 0,
     input_dtype: tf.DType = tf.uint8,
-) -> dict[str, Callable]:
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """Makes the signatures of a model.
 
     Args:

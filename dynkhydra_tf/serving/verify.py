@@ -50,7 +50,7 @@ def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | st
     """
     from dynkhydra_tf.serving import reference
 
-    results = []
+    results: list[tuple[str, float | str]] = []
     for request in requests:
         try:
             received = answer(request["inputs"], request["signature"])

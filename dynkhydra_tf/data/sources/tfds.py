@@ -73,7 +73,8 @@ class TfdsSource(Source):
             test_split = self._find_test_split()
             pool = "train" if test_split is None else None
         self._splits = {"train": pool or "train", "test": pool or test_split}
-        self._members = {"train": None, "test": None}  # positions within the pool
+        # Positions within the pool.
+        self._members: dict[str, np.ndarray | None] = {"train": None, "test": None}
         if pool:
             drawn = draw_stratified(self._labels_of(pool, "label"), test_fraction)
             self._members = {"train": np.flatnonzero(~drawn), "test": np.flatnonzero(drawn)}

@@ -115,7 +115,9 @@ def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
     return largest
 
 
-def write_endpoints(endpoints: Mapping[str, Callable], directory: str | os.PathLike) -> None:
+def write_endpoints(
+    endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction], directory: str | os.PathLike
+) -> None:
     """Writes `tf.function`s of one input signature each as a SavedModel, and its signatures.json.
 
     Raises:

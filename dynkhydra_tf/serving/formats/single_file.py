@@ -51,7 +51,7 @@ class Check(NamedTuple):
     rerouted: int
 
 
-def without_variables(model: Hydra | Plain, tau: float | None) -> Callable:
+def without_variables(model: Hydra | Plain, tau: float | None) -> tf.types.experimental.PolymorphicFunction:
     """Returns the `tf.function` from images to outputs that is converted; its weights are constants."""
     graph = InferenceGraph(model, unrolled=True)
     shape = graph.model.backbone.input_shape
