@@ -8,26 +8,25 @@ tables; element-wise operations are not counted. cost(image) = stem + gater + la
 
 import dataclasses
 from collections.abc import Mapping
-
-import keras
+from typing import TYPE_CHECKING
 
 from dynkhydra_tf import cli
 from dynkhydra_tf import paper_numbers as paper
-from dynkhydra_tf.backbones import Backbone, make_backbone
-from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
-from dynkhydra_tf.flop_count import count_flops
-from dynkhydra_tf.heads import BranchHeads
-from dynkhydra_tf.model_parts import make_combiner, make_gater, make_plain
 from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.tables import table
+
+if TYPE_CHECKING:  # they load Keras, which --help can do without
+    import keras
+
+    from dynkhydra_tf.backbones import Backbone
 
 # Of the paper's data sets; to ask tensorflow-datasets would need the network.
 NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}
 
 
-def branched_costs(backbone: Backbone, num_classes: int, num_branches: int) -> dict[str, dict[str, int]]:
+def branched_costs(backbone: "Backbone", num_classes: int, num_branches: int) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
 
     Returns:
@@ -35,6 +34,10 @@ def branched_costs(backbone: Backbone, num_classes: int, num_branches: int) -> d
         "combiner", "heads"}}, ints. A branch's FLOPs are those of one branch; parameters are those of
         all. The heads are not part of inference, nor of its FLOPs.
     """
+    from dynkhydra_tf.flop_count import count_flops
+    from dynkhydra_tf.heads import BranchHeads
+    from dynkhydra_tf.model_parts import make_combiner, make_gater
+
     stem, features_shape = _built(backbone.stem(), backbone.input_shape)
     gater, _ = _built(make_gater(backbone, num_branches), features_shape)
     branch, projection_shape = _built(backbone.branch(), features_shape)
@@ -64,7 +67,7 @@ def _built(layer, input_shape):
     return layer, tuple(layer.compute_output_shape((None, *input_shape))[1:])
 
 
-def hydra_costs(model: keras.Model) -> dict[str, dict[str, int]]:
+def hydra_costs(model: "keras.Model") -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
     costs = branched_costs(model.backbone, model.num_classes, model.num_branches)
     if not model.heads:
@@ -82,8 +85,11 @@ def inference_parameters(parameters: Mapping[str, int]) -> int:
     return sum(parameters.values()) - parameters["heads"]
 
 
-def plain_costs(backbone: Backbone, num_classes: int) -> dict[str, int]:
+def plain_costs(backbone: "Backbone", num_classes: int) -> dict[str, int]:
     """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included."""
+    from dynkhydra_tf.flop_count import count_flops
+    from dynkhydra_tf.model_parts import make_plain
+
     network, _ = _built(make_plain(backbone, num_classes), backbone.input_shape)
     return {"flops": count_flops(network, backbone.input_shape), "parameters": network.count_params()}
 
@@ -104,6 +110,9 @@ class Options(Checked):
 
 def main(options: Options) -> None:
     """Prints the costs of what the flags describe, at each depth."""
+    from dynkhydra_tf.backbones import make_backbone
+    from dynkhydra_tf.data import find_entry
+
     data, network = options.training.data, options.training.network
     num_classes = options.num_classes or NUM_CLASSES.get(data.dataset)
     if num_classes is None:

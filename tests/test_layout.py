@@ -129,7 +129,7 @@ def test_counting_costs_needs_no_scikit_learn_scipy_or_matplotlib():
 
 def test_commands_load_keras_only_when_they_work():
     commands = ["paper.report", "paper.reproduce", "benchmark.__main__", "benchmark.latency"]
-    commands += ["analysis.embedding", "analysis.interpolation"]
+    commands += ["analysis.embedding", "analysis.interpolation", "costs"]
     script = "import sys\n" + "".join(f"import dynkhydra_tf.{name}\n" for name in commands)
     script += "print({'keras', 'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
