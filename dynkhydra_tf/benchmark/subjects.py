@@ -40,7 +40,7 @@ def make_hydra(depth: int, num_branches: int, seed: int = 0) -> Hydra:
     branch is then the first choice of about as many images as any other.
     """
     keras.utils.set_random_seed(seed)
-    clusters = np.arange(max(NUM_CLASSES, num_branches)) % num_branches
+    clusters = [index % num_branches for index in range(max(NUM_CLASSES, num_branches))]
     model = Hydra(ResNet(depth), clusters, top_k=TOP_K, tau=0.0, combine="gate_weighted", branch_weight=0.0)
     trunk, pool, dense = model.gater.layers
     sample = model.normalize(images(512, seed=1))

@@ -65,7 +65,7 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
         found[f"{routing}_peak_mb"] = _peak_mb()
         steps[routing] = functools.partial(_step, step, batch)
         if routing == "routed":
-            forward = model.losses_of(batch[0], {"labels": batch[1]}, training=True)[1]
+            forward = model.forward(batch[0], model.train_tau, training=True)
             found["active_branches"] = float(forward.selected.numpy().sum()) / batch_size
             steps["branches"], steps["optimizer"] = _branches_alone(model, batch[0]), _optimizer_alone(model)
         del logs
