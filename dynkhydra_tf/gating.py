@@ -8,7 +8,7 @@ import tensorflow as tf
 COMBINATIONS = ("sum", "gate_weighted")
 
 
-def select_branches(gate_probabilities, top_k, tau):
+def select_branches(gate_probabilities: tf.Tensor, top_k: int, tau: float | tf.Tensor) -> tf.Tensor:
     """Returns which branches each image uses: the top K, less those below tau, never none.
 
     Algorithm 1 of the paper. Where the paper leaves a case open: the branch of largest probability
@@ -33,7 +33,7 @@ def select_branches(gate_probabilities, top_k, tau):
     return best | (among_top & confident)
 
 
-def combination_weights(gate_probabilities, selected, combine):
+def combination_weights(gate_probabilities: tf.Tensor, selected: tf.Tensor, combine: str) -> tf.Tensor:
     """Returns the weight of each branch's projection in an image's sum; 0 where it is not selected.
 
     `sum` is the paper's (Eq. 6): every selected projection counts once. `gate_weighted` goes beyond

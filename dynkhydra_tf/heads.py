@@ -20,12 +20,12 @@ class BranchHeads(keras.Layer):
         num_classes: int, M.
     """
 
-    def __init__(self, num_branches, num_classes, **kwargs):
+    def __init__(self, num_branches: int, num_classes: int, **kwargs: object) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.num_branches = num_branches
         self.num_classes = num_classes
 
-    def build(self, pooled_shape):
+    def build(self, pooled_shape: tuple[int | None, ...]) -> None:
         """Creates kernel (N, c, M) and bias (N, M)."""
         channels = pooled_shape[-1]
         self.kernel = self.add_weight(
@@ -37,7 +37,7 @@ class BranchHeads(keras.Layer):
             name="bias", shape=(self.num_branches, self.num_classes), initializer="zeros"
         )
 
-    def call(self, pooled, own):
+    def call(self, pooled: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
         """Returns the logits (B, M) float32 that each image's own branch gives it.
 
         Args:

@@ -204,6 +204,7 @@ class ImageClassifier(keras.Model, abc.ABC):
         if self._compile_metrics is not None:
             weight = targets.get("sample_weight")
             self._compile_metrics.update_state(targets["labels"], forward.logits, weight)
+            _check_metrics(self._compile_metrics.metrics)
         return self._results()
 
     def _results(self):
@@ -241,7 +242,17 @@ class ImageClassifier(keras.Model, abc.ABC):
     # === Serialisation ===
 
     def export(self, filepath: str, format: str = "tf_saved_model", **kwargs: object) -> None:
-        """Keras's export of `call` for images (B, H, W, 3) float32; `export.py` makes a faster SavedModel."""
+        """Keras's export of `call` as a SavedModel for images (B, H, W, 3) float32.
+
+        `export.py` makes a faster one with more signatures, and LiteRT and ONNX files.
+
+        Raises:
+            ValueError: another format; Keras's converters do not know what the branches need.
+        """
+        if format != "tf_saved_model":
+            raise ValueError(
+                f"A model exports itself as tf_saved_model; export.py knows more. Received: format={format!r}"
+            )
         images = keras.InputSpec(shape=(None, *self.backbone.input_shape), dtype="float32", name="images")
         super().export(filepath, format=format, **{"input_signature": [images], **kwargs})
 
@@ -302,6 +313,16 @@ def _layers(layer, path=""):
     for index, inner in enumerate(layer._layers):
         name = inner.name if hasattr(layer, "operations") else index
         yield from _layers(inner, f"{path}/{name}")
+
+
+def _check_metrics(metrics):
+    """Refuses metrics that would take the logits for probabilities, without a word."""
+    for metric in metrics:
+        function = getattr(metric, "_fn", None)
+        settings = inspect.signature(function).parameters if function else {}
+        default = settings["from_logits"].default if "from_logits" in settings else True
+        if not getattr(metric, "_fn_kwargs", {}).get("from_logits", default):
+            raise ValueError(f"Of logits a metric needs from_logits=True. Received: {metric.name} without")
 
 
 def accuracies(logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:

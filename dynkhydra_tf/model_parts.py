@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from dynkhydra_tf.backbones.base import Backbone
 from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 
 # Not mixed_float16: it would need a scaled loss, and bfloat16 does without.
@@ -60,7 +61,7 @@ def check_settings(mean: Sequence[float], std: Sequence[float], part_dtype: str)
         raise ValueError(f"part_dtype must be one of {PART_DTYPES}. Received: part_dtype={part_dtype!r}")
 
 
-def make_normalizer(backbone, mean, std):
+def make_normalizer(backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> keras.Layer:
     """Returns the built layer from images in 0..255 to normalised ones, float32.
 
     Args:
@@ -83,12 +84,12 @@ def make_normalizer(backbone, mean, std):
     return layer
 
 
-def make_gater(backbone, num_branches, dtype=None):
+def make_gater(backbone: Backbone, num_branches: int, dtype: str | None = None) -> keras.Sequential:
     """Returns the gater: the stem's output -> gate logits (B, N) float32."""
     return keras.Sequential([backbone.gater_trunk(dtype), *classifier(num_branches)], name="gater")
 
 
-def make_combiner(channels, num_classes, dtype=None):
+def make_combiner(channels: int, num_classes: int, dtype: str | None = None) -> keras.Sequential:
     """Returns the combiner: combined projections (B, h, w, channels) -> logits (B, M) float32.
 
     Its kernel is 1x1: the paper's FLOPs (Table 3) fit that.
@@ -98,6 +99,6 @@ def make_combiner(channels, num_classes, dtype=None):
     )
 
 
-def make_plain(backbone, num_classes, dtype=None):
+def make_plain(backbone: Backbone, num_classes: int, dtype: str | None = None) -> keras.Sequential:
     """Returns the plain network with its classifier: normalised images -> logits (B, M) float32."""
     return keras.Sequential([backbone.plain(dtype), *classifier(num_classes)], name="network")

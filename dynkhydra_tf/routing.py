@@ -31,7 +31,7 @@ class Routes(NamedTuple):
     branch: tf.Tensor
 
 
-def combine(values, routes, weights):
+def combine(values: tf.Tensor, routes: Routes, weights: tf.Tensor) -> tf.Tensor:
     """Returns the weighted sum of the routes' values for each image, in one segment-sum.
 
     Args:
@@ -72,13 +72,19 @@ class Branches(keras.Layer):
 
     supports_jit = False  # XLA's static shapes undo the routing
 
-    def __init__(self, make_branch, num_branches, routing="routed", **kwargs):
+    def __init__(
+        self,
+        make_branch: Callable[[], keras.Layer],
+        num_branches: int,
+        routing: str = "routed",
+        **kwargs: object,
+    ) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.make_branch = make_branch
         self.num_branches = num_branches
         self.routing = routing
 
-    def build(self, features_shape):
+    def build(self, features_shape: tuple[int | None, ...]) -> None:
         """Creates the stacks from nb freshly initialised branches."""
         branches = [self.make_branch() for _ in range(self.num_branches)]
         for branch in branches:
@@ -105,26 +111,26 @@ class Branches(keras.Layer):
     @property
     def stacks(self) -> list[keras.Variable]:
         """The stacked variables, sorted by their paths in one branch."""
-        return [getattr(self, f"stack_{index}") for index in range(len(self._runner.variables))]
+        return [getattr(self, f"stack_{index}") for index in range(len(self.variables))]
 
     @property
-    def features_shape(self):
+    def features_shape(self) -> tuple[int | None, ...]:
         """(None, H, W, C), what the branches take."""
         return self._runner.features_shape
 
     @property
-    def projection_shape(self):
+    def projection_shape(self) -> tuple[int, ...]:
         """(h, w, c) of one projection."""
         return self._runner.projection_shape
 
-    def branch(self, index):
+    def branch(self, index: int) -> keras.Layer:
         """Returns branch `index` as a Keras layer of its own, with a copy of its weights."""
         branch = self.make_branch()
         branch.build(self._runner.features_shape)
         self.load(branch, index)
         return branch
 
-    def load(self, branch, index):
+    def load(self, branch: keras.Layer, index: int) -> None:
         """Copies the weights of branch `index` into a layer that `branch` returned."""
         for variable, stack in zip(_variables_by_name(branch), self.stacks, strict=True):
             variable.assign(stack.value[index])
@@ -139,14 +145,14 @@ class Branches(keras.Layer):
         for stack, values in zip(self.stacks, zip(*rows, strict=True), strict=True):
             stack.assign(np.stack(values))
 
-    def call(self, features, needed, training=False):
+    def call(self, features: tf.Tensor, needed: tf.Tensor, training: bool = False) -> Routes:
         """Runs the branches.
 
         Args:
             features: (B, H, W, C), the output of the stem.
             needed: (B, N) bool: run branch b on image i. Dense routing runs all pairs.
-            training: bool; if true, moving statistics are updated: only of branches that ran, and none where
-                the layer is not trainable.
+            training: bool; if true, moving statistics are updated (only of branches that ran). Branches that
+                are frozen (`trainable = False`) run as at inference.
 
         Returns:
             `Routes` of all pairs that were run.
@@ -161,12 +167,10 @@ class Branches(keras.Layer):
             # branch would fill a zero map of the whole batch for each of them on the way back.
             rows = tf.gather(features, image)
             rows = tf.split(rows, tf.reduce_sum(needed, axis=0), num=self.num_branches)
+        training = training and self.trainable
+        run = self._runner.train if training else self._runner.infer
         twins = zip(*(tf.unstack(stack.value) for stack in self.stacks), strict=True)
-        results = [
-            self._runner.run(r, list(w), training=bool(training), trainable=self.trainable)
-            for r, w in zip(rows, twins, strict=True)
-        ]
-        projections, states = zip(*results, strict=True)
+        projections, states = zip(*(run(r, list(w)) for r, w in zip(rows, twins, strict=True)), strict=True)
         if training:
             for index, values in zip(self._runner.state, zip(*states, strict=True), strict=True):
                 self.stacks[index].assign(tf.stack(values))
@@ -187,24 +191,21 @@ class _Runner:
         projection = branch.compute_output_spec(keras.KerasTensor(features_shape))
         self.projection_shape = tuple(projection.shape[1:])
         self.projection_dtype = projection.dtype
-        self.variables = _variables_by_name(branch)
-        self.state = [i for i, variable in enumerate(self.variables) if not variable.trainable]
-        self.run = tf.function(self._run, reduce_retracing=True)
+        names = [variable.path for variable in _variables_by_name(branch)]
+        self.learned = [names.index(variable.path) for variable in branch.trainable_variables]
+        self.state = [names.index(variable.path) for variable in branch.non_trainable_variables]
+        self.train = tf.function(lambda rows, values: self._run(rows, values, True), reduce_retracing=True)
+        self.infer = tf.function(lambda rows, values: self._run(rows, values, False), reduce_retracing=True)
 
-    def _run(self, rows, values, training, trainable):
-        """Returns the projections of `rows` and the non-trainable variables after the run.
-
-        The two bools are constants of a trace. Frozen, batch normalisation keeps to its moving statistics.
-        """
-        self.branch.trainable = trainable
+    def _run(self, rows, values, training):
+        """Returns the projections of `rows` and the non-trainable variables after the run."""
+        state = [values[index] for index in self.state]
 
         def run_branch():
-            with keras.StatelessScope(zip(self.variables, values, strict=True)) as scope:
-                projections = self.branch(rows, training=training)
-            return projections, [scope.get_current_value(self.variables[index]) for index in self.state]
+            learned = [values[index] for index in self.learned]
+            return self.branch.stateless_call(learned, state, rows, training=training)
 
         def skip():
-            state = [values[index] for index in self.state]
             return tf.zeros((0, *self.projection_shape), self.projection_dtype), state
 
         return tf.cond(tf.shape(rows)[0] > 0, run_branch, skip)

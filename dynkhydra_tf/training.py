@@ -6,9 +6,11 @@ import sys
 import time
 
 import keras
+import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.progress import Progress
+from dynkhydra_tf.runs import RunDirectory
 
 
 class RunLog(keras.callbacks.Callback):
@@ -21,19 +23,19 @@ class RunLog(keras.callbacks.Callback):
         run: `RunDirectory`.
     """
 
-    def __init__(self, run):
+    def __init__(self, run: RunDirectory) -> None:
         super().__init__()
         self.run = run
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
         self.start = time.monotonic()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Stops at a loss that is not finite."""
         self._check(logs["loss"])
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the row and the checkpoint."""
         self._check(logs["val_loss"])  # the last step may have broken the weights
         row = {
@@ -72,17 +74,17 @@ class StopOnSignal(keras.callbacks.Callback):
         run: `RunDirectory`.
     """
 
-    def __init__(self, run):
+    def __init__(self, run: RunDirectory) -> None:
         super().__init__()
         self.run = run
         self.received = None
 
-    def __enter__(self):
+    def __enter__(self) -> "StopOnSignal":
         """Takes over the two signals."""
         self.before = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Gives them back; tells what was saved, and leaves if one came after the last epoch was."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -94,13 +96,13 @@ class StopOnSignal(keras.callbacks.Callback):
             )
             self._leave()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves and leaves, if told to; after the last batch of an epoch, validation comes first."""
         if self.received and batch + 1 < self.params["steps"]:
             self.run.save_checkpoint(self.model)
             self._leave()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Leaves, if told to; `RunLog` has saved."""
         if self.received:
             self._leave()
@@ -112,7 +114,16 @@ class StopOnSignal(keras.callbacks.Callback):
         sys.exit(128 + self.received)
 
 
-def fit(model, run, batches, validation, epochs, steps_per_epoch, done=0, verbose=True):
+def fit(
+    model: keras.Model,
+    run: RunDirectory,
+    batches: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    epochs: int,
+    steps_per_epoch: int,
+    done: int = 0,
+    verbose: bool = True,
+) -> None:
     """Trains a compiled model from step `done` to the end of the last epoch.
 
     Args:

@@ -148,8 +148,9 @@ def test_what_compile_refuses(make_plain):
 def test_metrics_given_to_compile_are_reported(make_plain, batch, tmp_path):
     images, labels = batch(LABELS)
     model = make_plain()
-    metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
-    model.compile("adamw", metrics=["accuracy", metric], weighted_metrics=["acc"])
+    top2 = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
+    entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="entropy")
+    model.compile("adamw", metrics=["accuracy", top2, entropy], weighted_metrics=["acc"])
     history = model.fit(
         images,
         labels,
@@ -165,17 +166,30 @@ def test_metrics_given_to_compile_are_reported(make_plain, batch, tmp_path):
     again = keras.models.load_model(tmp_path / "m.keras")
     first = model.evaluate(images, labels, verbose=0, return_dict=True)
     assert again.evaluate(images, labels, verbose=0, return_dict=True) == pytest.approx(first, rel=1e-5)
+    assert first["entropy"] == pytest.approx(first["loss"], rel=1e-5)
     alone = model.evaluate(images[:1], labels[:1], verbose=0, return_dict=True)
     assert alone["acc"] == alone["top1"]
 
 
-def test_a_metric_may_not_take_the_name_of_another(make_plain, batch):
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            keras.metrics.SparseCategoricalAccuracy(name="top1"),
+            r"metrics must have other names than the model's own. Received: top1",
+        ),
+        (
+            "sparse_categorical_crossentropy",
+            r"a metric needs from_logits=True. Received: sparse_cat.* without",
+        ),
+        (keras.metrics.SparseCategoricalCrossentropy(name="ce"), "Received: ce without"),
+    ],
+)
+def test_metrics_that_would_tell_something_else_are_refused(make_plain, batch, metric, message):
     model = make_plain()
-    model.compile("adamw", metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")])
-    with pytest.raises(
-        ValueError, match=r"metrics must have other names than the model's own. Received: top1"
-    ):
-        model.fit(*batch(LABELS), verbose=0)
+    model.compile("adamw", metrics=[metric])
+    with pytest.raises(ValueError, match=message):
+        model.test_on_batch(*batch(LABELS))
 
 
 def test_callbacks_know_which_way_is_better(make_plain, batch, tmp_path):
@@ -323,6 +337,8 @@ def test_tensorflows_own_checkpoint_holds_all_weights(make, batch, tmp_path):
 def test_keras_export_gives_a_saved_model(make, batch, tmp_path):
     images, _ = batch(LABELS)
     model = make()
+    with pytest.raises(ValueError, match=r"export.py knows more. Received: format='onnx'"):
+        model.export(tmp_path / "m.onnx", format="onnx")
     model.export(tmp_path / "saved", verbose=False)
     saved = tf.saved_model.load(tmp_path / "saved")
     answer = saved.serve(images.astype(np.float32))

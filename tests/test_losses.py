@@ -5,6 +5,7 @@ import tensorflow as tf
 from dynkhydra_tf import losses
 from dynkhydra_tf.hydra import Forward
 from dynkhydra_tf.losses import Loss, Sums, cross_entropy, with_weights
+from dynkhydra_tf.settings import NetworkSettings
 
 LN2, LN3, LN4 = np.log([2, 3, 4])
 
@@ -100,3 +101,8 @@ def test_a_loss_must_give_a_value_for_each_image():
         ValueError, match=r"The loss toy must give a value for each image. Received: shape \(\)"
     ):
         losses.sums({"toy": mean}, None, targets([0], [0], 1))
+
+
+def test_each_loss_of_a_hydra_has_its_flag():
+    defaults = {f"{name}_weight": loss.weight for name, loss in losses.HYDRA.items()}
+    assert {name: getattr(NetworkSettings(), name) for name in defaults} == defaults
