@@ -18,6 +18,7 @@ CACHES = ("auto", "memory", "none")
 AUTO_BYTES = 2**30
 # As many images tell the mean and standard deviation of a channel to about 1 %.
 STATISTICS_IMAGES = 5000
+LEAST_STD = 1.0  # of a channel, in 0..255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ class ImageData:
 
     @property
     def std(self):
-        """Standard deviation of each channel over the training images, in 0..255."""
+        """Standard deviation of each channel over the training images, in 0..255, at least `LEAST_STD`."""
         return self._statistics[1]
 
     @property
@@ -170,7 +171,9 @@ class ImageData:
             squares += (pixels**2).sum(axis=0)
             count += len(pixels)
         mean = total / count
-        return tuple(mean.tolist()), tuple(np.sqrt(squares / count - mean**2).tolist())
+        # Of a channel that is the same everywhere it is 0, or from rounding less, and will be divided by.
+        std = np.sqrt(np.maximum(squares / count - mean**2, LEAST_STD**2))
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def _in_source(self, split):
         """The source's split with the examples of `split`, and which these are: (n,) bool, None for all."""
