@@ -4,12 +4,16 @@ Axis letters: B batch, T thresholds, N branches (nb), M classes; n images in all
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.costs import inference_flops
 from dynkhydra_tf.gating import select_branches
+from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.predictions import Predictions
 from dynkhydra_tf.tables import table
 
@@ -43,21 +47,21 @@ class Evaluation:
     loss: np.ndarray
 
     @property
-    def own_branch(self):
+    def own_branch(self) -> np.ndarray:
         """(n,) int, the branch whose partition holds each image's class."""
         return self.cluster_of_class[self.labels]
 
     @property
-    def top1(self):
+    def top1(self) -> np.ndarray:
         """(T, n) bool, whether the class was first."""
         return self.predicted == self.labels
 
     @property
-    def used(self):
+    def used(self) -> np.ndarray:
         """(T, N) int, images that used each branch."""
         return self.used_in.sum(axis=1)
 
-    def at(self, tau):
+    def at(self, tau: float) -> dict[str, Any]:
         """Returns the results at one of `taus` as a dict of plain numbers and lists.
 
         Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
@@ -80,7 +84,7 @@ class Evaluation:
             "confusion": self.confusion_at(tau),
         }
 
-    def confusion_at(self, tau):
+    def confusion_at(self, tau: float) -> dict[str, list]:
         """Returns what became of the images of each cluster, at one of `taus`.
 
         Returns:
@@ -107,7 +111,7 @@ class Evaluation:
             "branches": shares(self.used_in[t]),
         }
 
-    def predictions_at(self, tau):
+    def predictions_at(self, tau: float) -> Predictions:
         """Returns the `Predictions` at one of `taus`."""
         t = self._place(tau)
         return Predictions(self.labels, self.predicted[t], self.top5[t], self.confidence[t], self.loss[t])
@@ -115,7 +119,7 @@ class Evaluation:
     def _place(self, tau):
         return int(np.flatnonzero(self.taus == tau)[0])
 
-    def tau_table(self, flops):
+    def tau_table(self, flops: Mapping[str, int]) -> list[dict[str, float]]:
         """Returns a dict (tau, active_branches, top1, top5, flops) for each tau.
 
         Args:
@@ -133,7 +137,7 @@ class Evaluation:
         ]
 
 
-def evaluate(model, batches, taus=()):
+def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ()) -> Evaluation:
     """Evaluates a `Hydra` at its own tau and others, in one pass over the images.
 
     A lower tau selects all that a higher one does, so each image runs what the lowest needs, and each
@@ -190,7 +194,7 @@ def evaluate(model, batches, taus=()):
     )
 
 
-def evaluate_plain(model, batches):
+def evaluate_plain(model: Plain, batches: tf.data.Dataset) -> dict[str, float]:
     """Evaluates a `Plain` on batches as in `evaluate`.
 
     Returns:
@@ -199,7 +203,7 @@ def evaluate_plain(model, batches):
     return accuracies(predict_plain(model, batches))
 
 
-def predict_plain(model, batches):
+def predict_plain(model: Plain, batches: tf.data.Dataset) -> Predictions:
     """Returns the `Predictions` of a `Plain` on batches as in `evaluate`."""
 
     @tf.function(reduce_retracing=True)
@@ -230,7 +234,7 @@ def _ranked(logits, labels):
     return first[:, 0], among, confidence, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def tau_text(tau_rows):
+def tau_text(tau_rows: Sequence[Mapping[str, float]]) -> str:
     """Returns the rows of `Evaluation.tau_table` as text in aligned columns."""
     cells = [
         [

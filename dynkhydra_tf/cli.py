@@ -1,17 +1,26 @@
 """How the commands start: flags are parsed, and bad input ends in one line and exit status 2."""
 
 import sys
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from dynkhydra_tf import flags as dynkhydra_flags
 from dynkhydra_tf.caches import provide_home
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked
 from dynkhydra_tf.import_hooks import around_import
 from dynkhydra_tf.quiet import quietly
 
 
-def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
+def run(
+    main: Callable[..., None],
+    options: type[Checked],
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+    at_least: int = 1,
+    pass_on: bool = False,
+) -> None:
     """Parses the flags and calls `main(options)`, or `main(options, rest)`; the way into every command.
 
     Args:
@@ -32,8 +41,7 @@ def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
     provide_home()
     around_import("tensorflow", quietly)
     values = dynkhydra_flags.FlagValues()
-    is_class = isinstance(options, type)  # else a callable that defines flags: modules not converted yet
-    dynkhydra_flags.define(values, options) if is_class else options(values)
+    dynkhydra_flags.define(values, options)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     values.set_gnu_getopt(positional is not None)  # else a flag after the first of them would be one of them
     try:
@@ -47,7 +55,7 @@ def run(main, options, argv=None, positional=None, at_least=1, pass_on=False):
             raise UserError(f"Flags begin with --. Received: {' '.join(rest)}")
         if positional is not None and len(rest) < at_least:
             raise UserError(f"There are no {positional}: name them beside the flags; --help tells more")
-        given = dynkhydra_flags.read(options, values) if is_class else values
+        given = dynkhydra_flags.read(options, values)
         main(given) if positional is None else main(given, rest)
     except (flags.Error, UserError) as error:
         # absl's messages may run over several lines.

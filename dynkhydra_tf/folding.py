@@ -57,7 +57,7 @@ class Folding:
         ValueError: the layer has not been built, or on several inputs.
     """
 
-    def __init__(self, layer: keras.Layer):
+    def __init__(self, layer: keras.Layer) -> None:
         calls, read = _trace(layer)
         called_once = {part: own[0] for part, own in calls.items() if len(own) == 1}
         made_by = {call.outputs.ref(): part for part, call in called_once.items() if type(part) in _KERNELS}

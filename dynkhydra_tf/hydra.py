@@ -188,9 +188,9 @@ class Hydra(ImageClassifier):
         self, images: tf.Tensor, training: bool = False, tau: float | tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
         """Returns logits, gate and selection of a batch; tau as in `forward`, None for the model's."""
-        tau = tf.convert_to_tensor(self._tau if tau is None else tau)
-        tau = at_least_one(tau) if tau.shape.rank else tau
-        forward = self.forward(at_least_one(images), tau, training=training)
+        taus = tf.convert_to_tensor(self._tau if tau is None else tau)
+        taus = at_least_one(taus) if taus.shape.rank else taus
+        forward = self.forward(at_least_one(images), taus, training=training)
         outputs = {"logits": forward.logits, "gate": forward.gate, "selected": forward.selected}
         return {name: output[: tf.shape(images)[0]] for name, output in outputs.items()}
 

@@ -6,8 +6,8 @@ Axis letters: B batch, H W an image's height and width, M classes.
 import abc
 import inspect
 import types
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -81,18 +81,18 @@ class ImageClassifier(keras.Model, abc.ABC):
         super().__setattr__(name, value)
 
     @classmethod
-    def _fixed(cls):
+    def _fixed(cls) -> set[str]:
         settings = inspect.signature(cls.__init__).parameters.keys() - {"self", "name", "tau"}
         return settings | {"num_classes", "num_branches", "loss_terms"}
 
     # === The pass over a batch ===
 
     @abc.abstractmethod
-    def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[NamedTuple, Targets]:
+    def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[Any, Targets]:
         """Returns the pass over a batch, and the targets with what this model adds to them; see `Loss`."""
 
     @abc.abstractmethod
-    def numbers(self, forward: NamedTuple, targets: Targets) -> dict[str, tf.Tensor]:
+    def numbers(self, forward: Any, targets: Targets) -> dict[str, tf.Tensor]:
         """Returns what is reported besides the losses: (B,) values by name."""
 
     def __call__(self, images: tf.Tensor, *args: object, **kwargs: object) -> dict[str, tf.Tensor]:
@@ -110,7 +110,7 @@ class ImageClassifier(keras.Model, abc.ABC):
 
     def losses_of(
         self, images: tf.Tensor, targets: Targets, training: bool
-    ) -> tuple[dict[str, Sums], NamedTuple, Targets]:
+    ) -> tuple[dict[str, Sums], Any, Targets]:
         """Returns the `Sums` of each loss over a batch, the pass, and all targets.
 
         Args:
@@ -195,7 +195,7 @@ class ImageClassifier(keras.Model, abc.ABC):
     def _test(self, images, targets):
         return self._reported(*self.losses_of(images, targets, training=False))
 
-    def update(self, gradients: list[tf.Tensor], forward: NamedTuple) -> None:
+    def update(self, gradients: list[tf.Tensor], forward: Any) -> None:
         """Applies the gradients, one for each trainable variable; `forward` is the pass that they are of."""
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
 
@@ -227,17 +227,17 @@ class ImageClassifier(keras.Model, abc.ABC):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)  # else the first step is traced twice
         super().make_train_function(force)
-        self.train_function = in_one_line(self.train_function)
+        self.train_function: Callable = in_one_line(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         super().make_test_function(force)
-        self.test_function = in_one_line(self.test_function)
+        self.test_function: Callable = in_one_line(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         super().make_predict_function(force)
-        self.predict_function = in_one_line(self.predict_function)
+        self.predict_function: Callable = in_one_line(self.predict_function)
 
     # === Serialisation ===
 

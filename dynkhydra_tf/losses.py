@@ -10,7 +10,7 @@ Axis letters: B batch, N branches (nb), M classes, G groups. All logits are floa
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -33,7 +33,7 @@ class Loss:
     """
 
     weight: float
-    function: Callable[[NamedTuple, Targets], tf.Tensor | None]
+    function: Callable[[Any, Targets], tf.Tensor | None]
     groups: str | None = None
     needs: tuple[str, ...] = ()
 
@@ -60,17 +60,17 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def ensemble(forward: NamedTuple, targets: Targets) -> tf.Tensor:
+def ensemble(forward: Any, targets: Targets) -> tf.Tensor:
     """L_E (Eq. 3): the network's logits against the classes."""
     return cross_entropy(targets["labels"], forward.logits)
 
 
-def gater(forward: NamedTuple, targets: Targets) -> tf.Tensor:
+def gater(forward: Any, targets: Targets) -> tf.Tensor:
     """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class."""
     return cross_entropy(targets["own_branch"], forward.gate_logits)
 
 
-def branch(forward: NamedTuple, targets: Targets) -> tf.Tensor | None:
+def branch(forward: Any, targets: Targets) -> tf.Tensor | None:
     """L_b (Eq. 5): what the head of each image's own branch says, over all M classes; None without heads.
 
     An image lies in exactly one partition, so the B rows hold all that the N masked means need.
@@ -111,7 +111,7 @@ def with_weights(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> di
     return result
 
 
-def sums(losses: Mapping[str, Loss], forward: NamedTuple, targets: Targets) -> dict[str, Sums]:
+def sums(losses: Mapping[str, Loss], forward: Any, targets: Targets) -> dict[str, Sums]:
     """Returns the `Sums` of each loss over a batch.
 
     Args:

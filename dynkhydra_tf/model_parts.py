@@ -16,7 +16,7 @@ from dynkhydra_tf.backbones.blocks import ConvBN, classifier
 PART_DTYPES = ("float32", "mixed_bfloat16")
 
 
-def checked_number(value: object, name: str, test: Callable[[float], bool], allowed: str) -> float:
+def checked_number(value: Any, name: str, test: Callable[[float], bool], allowed: str) -> float:
     """Returns a number as a float.
 
     Args:

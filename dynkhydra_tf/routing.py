@@ -185,7 +185,7 @@ def _variables_by_name(branch):
 class _Runner:
     """One branch as a traced function of its variables; not a Keras object, so that none tracks it."""
 
-    def __init__(self, branch, features_shape):
+    def __init__(self, branch: keras.Layer, features_shape: tuple[int | None, ...]) -> None:
         self.branch = branch
         self.features_shape = features_shape
         projection = branch.compute_output_spec(keras.KerasTensor(features_shape))

@@ -119,7 +119,7 @@ def in_one_line(function: Callable) -> Callable:
             message = "".join(found.groups())
         raise ValueError(message)
 
-    run.in_one_line = True
+    run.in_one_line = True  # type: ignore[attr-defined]
     return run
 
 

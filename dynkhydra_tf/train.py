@@ -7,6 +7,7 @@ killed run stopped.
 """
 
 import statistics
+from typing import Any
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.runs import FinishedRun, RunDirectory, RunFile
@@ -46,7 +47,6 @@ def train(settings: Settings, run: RunDirectory) -> None:
         steps_per_epoch,
         training_batches,
     )
-    from dynkhydra_tf.data.sources.folder.listing import check_outside
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine
     from dynkhydra_tf.optimisation import make_optimizer
@@ -59,8 +59,6 @@ def train(settings: Settings, run: RunDirectory) -> None:
     branched = network.system == "hydra"
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
-    if settings.data.dataset == "folder":
-        check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
     data = open_data(settings.data, settings.place.cache_dir)
     if run.continued:
         run.check_data(data.record)
@@ -91,7 +89,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     backbone = make_backbone(network, data.image_size)
     model, done = run.load_checkpoint() if run.continued else (None, 0)
     if model is None:
-        given = {
+        given: dict[str, Any] = {
             "mean": data.mean,
             "std": data.std,
             "part_dtype": "mixed_bfloat16" if optimisation.mixed_precision else "float32",

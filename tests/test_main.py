@@ -33,6 +33,28 @@ def test_every_verb_is_a_module_that_is_a_command():
         assert "cli.run(main, " in pathlib.Path(spec.origin).read_text(encoding="utf-8")
 
 
+def test_no_help_loads_keras_or_a_library_that_takes_its_time():
+    script = (
+        "import contextlib, io, runpy, sys\n"
+        "from dynkhydra_tf.__main__ import VERBS\n"
+        "for module in VERBS.values():\n"
+        "    sys.argv, printed = ['command', '--help'], io.StringIO()\n"
+        "    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):\n"
+        "        runpy.run_module(f'dynkhydra_tf.{module}', run_name='__main__')\n"
+        "    assert 'flags:' in printed.getvalue(), module\n"
+        "    slow = {'keras', 'tensorflow', 'sklearn', 'scipy', 'matplotlib', 'grpc'} & set(sys.modules)\n"
+        "    assert not slow, (module, slow)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [

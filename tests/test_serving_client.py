@@ -533,7 +533,7 @@ def run_client(capsys):
 
     def run(*arguments):
         try:
-            cli.run(command.main, command.define_flags, ["client", *arguments], positional="photos")
+            cli.run(command.main, command.Options, ["client", *arguments], positional="photos")
             status = 0
         except SystemExit as leaving:
             status = leaving.code

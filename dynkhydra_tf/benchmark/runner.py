@@ -15,17 +15,19 @@ import importlib.util
 import pickle
 import sys
 import time
+from types import ModuleType
 
 
-def rss_mb():
+def rss_mb() -> float:
     """Resident memory of this process in MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
-def load(native, job):
+def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
     """Loads each model three times; returns the last ones, load times in ms and growth of memory in MB."""
-    models, load_ms, memory_mb = {}, {name: [] for name in job["models"]}, {}
+    load_ms: dict[str, list[float]] = {name: [] for name in job["models"]}
+    models, memory_mb = {}, {}
     first, _ = next(iter(job["models"].values()))
     native.SavedModel(first, job["threads"]).close()  # starts TensorFlow
     for turn in range(3):
@@ -41,7 +43,7 @@ def load(native, job):
     return models, load_ms, memory_mb
 
 
-def times(models, job, batch_size):
+def times(models: dict, job: dict, batch_size: int) -> dict[str, list[list[float]]]:
     """Times in ms of each model's answers to each of some batches, round after round."""
     count = job["requests"] or max(2, 64 // batch_size)
     batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
@@ -49,7 +51,7 @@ def times(models, job, batch_size):
         name: [model.request({"images": batch}, job["models"][name][1]) for batch in batches]
         for name, model in models.items()
     }
-    taken = {name: [[] for _ in batches] for name in models}
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
         for index in range(count):
@@ -67,7 +69,7 @@ def times(models, job, batch_size):
     return taken
 
 
-def main(job_path, result_path):
+def main(job_path: str, result_path: str) -> None:
     """Runs the job."""
     with open(job_path, "rb") as file:
         job = pickle.load(file)

@@ -6,6 +6,7 @@ resumed sees the same augmented images. B is the batch, S the side of the square
 """
 
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dynkhydra_tf.errors import UserError
 
@@ -35,7 +36,9 @@ class Augmentation:
         UserError: `shift` or `cutout` outside [0, S].
     """
 
-    def __init__(self, image_size, fill, shift=4, flip=True, cutout=16):
+    def __init__(
+        self, image_size: int, fill: ArrayLike, shift: int = 4, flip: bool = True, cutout: int = 16
+    ) -> None:
         """Checks the amounts; loads keras-cv where there is something to cut out."""
         for name, pixels in (("shift", shift), ("cutout", cutout)):
             if not 0 <= pixels <= image_size:
@@ -48,7 +51,7 @@ class Augmentation:
         self.flip = flip
         self.cut_squares = SquareCutter(cutout) if cutout else None
 
-    def __call__(self, images, seed):
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Augments a batch; see the class."""
         count = tf.shape(images)[0]
         shift_seed, flip_seed, cutout_seed = tf.unstack(tf.random.split(seed, 3))
@@ -64,7 +67,7 @@ class Augmentation:
         return images
 
 
-def move(images, offsets, mirrored, fill):
+def move(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
     """Mirrors the marked images left to right, then shifts each by its own offset.
 
     Both are one gather of pixels: Keras's RandomCrop draws one offset for a whole batch, and a map over
@@ -111,7 +114,7 @@ class SquareCutter:
         (B,S,S,3), the dtype of `images`.
     """
 
-    def __init__(self, side):
+    def __init__(self, side: int) -> None:
         """Makes the layer."""
         import keras_cv  # here, because without cutout it is not needed
 
@@ -120,7 +123,7 @@ class SquareCutter:
         # layer would take TensorFlow's global generator, which op determinism forbids.
         self._layer = keras_cv.layers.RandomCutout(0.5, 0.5, seed=1, dtype="float32")
 
-    def __call__(self, images, centers, fill):
+    def __call__(self, images: tf.Tensor, centers: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
         """Cuts; see the class."""
         count, size = tf.shape(images)[0], images.shape[1]
         sides = tf.fill((count,), self.side)

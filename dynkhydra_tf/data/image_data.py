@@ -5,6 +5,8 @@ M is the number of classes, S the side of the images.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +20,6 @@ CACHES = ("auto", "memory", "none")
 AUTO_BYTES = 2**30
 # As many images tell the mean and standard deviation of a channel to about 1 %.
 STATISTICS_IMAGES = 5000
-LEAST_STD = 1.0  # of a channel, in 0..255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,17 +54,17 @@ class ImageData:
     cache: str = "auto"
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         """M."""
         return len(self.class_names)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str | None:
         """What tells this set from others of its name, or None; see `Source`."""
         return self.source.fingerprint
 
     @property
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What a run notes of its data, to know them again: a dict for JSON."""
         return {
             "dataset": self.name,
@@ -73,13 +74,13 @@ class ImageData:
         }
 
     @property
-    def in_memory(self):
+    def in_memory(self) -> bool:
         """Whether a split is held in memory, decoded, while it is used."""
         if self.cache == "auto":
             return sum(self.sizes.values()) * self.image_size**2 * 3 <= AUTO_BYTES
         return self.cache == "memory"
 
-    def examples(self, split):
+    def examples(self, split: str) -> tf.data.Dataset:
         """The preprocessed images of a split, in an order that never changes.
 
         Args:
@@ -96,7 +97,7 @@ class ImageData:
         examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return examples.apply(tf.data.experimental.assert_cardinality(self.sizes[split]))
 
-    def fetch(self, split):
+    def fetch(self, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """Random access to the images of a split, numbered in the order of `examples`.
 
         Args:
@@ -119,22 +120,22 @@ class ImageData:
         return fetch_image
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Of each channel over the training images, in 0..255."""
         return self._statistics[0]
 
     @property
-    def std(self):
-        """Standard deviation of each channel over the training images, in 0..255, at least `LEAST_STD`."""
+    def std(self) -> np.ndarray:
+        """Standard deviation of each channel over the training images, in 0..255."""
         return self._statistics[1]
 
     @property
-    def coarse_names(self):
+    def coarse_names(self) -> tuple[str, ...] | None:
         """Names of the superclasses, or None."""
-        return self.coarse_feature and self.source.label_names(self.coarse_feature)
+        return self.source.label_names(self.coarse_feature) if self.coarse_feature else None
 
     @functools.cached_property
-    def coarse_of_class(self):
+    def coarse_of_class(self) -> tuple[int, ...]:
         """The superclass of each class: M indices into `coarse_names`.
 
         Found from the labels of the training split, when it is first asked for.
@@ -171,9 +172,7 @@ class ImageData:
             squares += (pixels**2).sum(axis=0)
             count += len(pixels)
         mean = total / count
-        # Of a channel that is the same everywhere it is 0, or from rounding less, and will be divided by.
-        std = np.sqrt(np.maximum(squares / count - mean**2, LEAST_STD**2))
-        return tuple(mean.tolist()), tuple(std.tolist())
+        return tuple(mean.tolist()), tuple(np.sqrt(squares / count - mean**2).tolist())
 
     def _in_source(self, split):
         """The source's split with the examples of `split`, and which these are: (n,) bool, None for all."""

@@ -6,15 +6,18 @@ epoch, and the augmentation on nothing but the seed and the step: step s of a ru
 or not the run was interrupted before it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.errors import UserError
 
 LOADED_AT_ONCE = 256  # images
 
 
-def steps_per_epoch(data, batch_size, split="train"):
+def steps_per_epoch(data: ImageData, batch_size: int, split: str = "train") -> int:
     """Whole batches in an epoch; the remainder is dropped, and another one in each epoch.
 
     Args:
@@ -34,7 +37,15 @@ def steps_per_epoch(data, batch_size, split="train"):
     return size // batch_size
 
 
-def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, split="train"):
+def training_batches(
+    data: ImageData,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    initial_step: int = 0,
+    split: str = "train",
+) -> tf.data.Dataset:
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
     Where they are held in memory, the images are decoded when this is called.
@@ -78,7 +89,7 @@ def training_batches(data, batch_size, epochs, seed, augment, initial_step=0, sp
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(data, split, batch_size):
+def evaluation_batches(data: ImageData, split: str, batch_size: int) -> tf.data.Dataset:
     """All images of a split in their fixed order, as they are.
 
     Where they are held in memory, the images are decoded when this is called.

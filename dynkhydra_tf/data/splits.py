@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def draw_stratified(labels, fraction, order=None):
+def draw_stratified(labels: np.ndarray, fraction: float, order: np.ndarray | None = None) -> np.ndarray:
     """Draws the same share of each class, always the same images, and never the last one of a class.
 
     Of n images round(fraction * n) are drawn, as far as that leaves each class one: of each class its whole

@@ -32,7 +32,7 @@ class ClassPartition:
     extractor: str | None = None
     seed: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Makes tuples of plain ints and checks them.
 
         Raises:

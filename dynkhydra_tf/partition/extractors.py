@@ -74,7 +74,7 @@ class Extractor:
             the content.
     """
 
-    def __init__(self, name: str, identity: str, load_network: Callable[[], Network]):
+    def __init__(self, name: str, identity: str, load_network: Callable[[], Network]) -> None:
         """Keeps the loader; `build_extractor` knows the arguments."""
         self.name = name
         self.identity = identity

@@ -37,7 +37,7 @@ class RunDirectory(RunLayout):
         finished: bool, whether that run has nothing left to do.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings.run_dir)
         self._settings = settings
         self._longer = False  # a run of fewer epochs goes on

@@ -27,7 +27,7 @@ class FinishedRun(RunLayout):
         settings: `Settings`, those that it was trained with.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Settings):
+    def __init__(self, path: str | os.PathLike, settings: Settings) -> None:
         super().__init__(path)
         self.settings = settings
 

@@ -58,7 +58,7 @@ class RunLayout:
         checkpoints, logs, evaluation: directories in it.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"

@@ -19,6 +19,7 @@ import tensorflow as tf
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.folding import Folding
 from dynkhydra_tf.gating import combination_weights
+from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.routing import Routes, combine
 
 # TensorFlow shares the memory of a slice that begins and ends at a multiple of 64 bytes, and copies others.
@@ -36,7 +37,7 @@ class StackedBranches(tf.Module):
         model: `Hydra` in float32.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Hydra) -> None:
         super().__init__(name="branches")
         self.top_k, self.combine = model.top_k, model.combine
         self.projection_shape = model.branches.projection_shape
@@ -56,7 +57,7 @@ class StackedBranches(tf.Module):
             self._trace, input_signature=[stack, tf.TensorSpec((), tf.int32), features], autograph=False
         ).get_concrete_function()
 
-    def __call__(self, features, gate, selected):
+    def __call__(self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor) -> tf.Tensor:
         """Returns the combined projections of a batch.
 
         Args:
@@ -130,13 +131,13 @@ class UnrolledBranches(tf.Module):
         model: `Hydra` in float32.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Hydra) -> None:
         super().__init__(name="branches")
         self.combine = model.combine
         self.projection_shape = model.branches.projection_shape
         self._body, self._weights, self._values = _folded(model.branches)
 
-    def __call__(self, features, gate, selected):
+    def __call__(self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor) -> tf.Tensor:
         """Returns the combined projections (B, h, w, c) of a batch; see `StackedBranches`."""
         weights = combination_weights(gate, selected, self.combine)
         needed = tf.cast(selected, tf.int32)

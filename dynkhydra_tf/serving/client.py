@@ -18,6 +18,7 @@ B is the batch axis, the first one of every input and output.
 
 import base64
 import collections
+import dataclasses
 import http.client
 import json
 import pathlib
@@ -25,13 +26,16 @@ import re
 import ssl
 import sys
 import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
-from absl import flags
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import Checked, setting
 
+MAX_TIMEOUT = 86400  # seconds
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of a gRPC request or answer; gRPC's own limit is 4 MiB
 
 
@@ -43,7 +47,7 @@ class ServerError(UserError):
             where nothing, or nothing sensible, came over HTTP.
     """
 
-    def __init__(self, message, code=None):
+    def __init__(self, message: str, code: int | str | None = None) -> None:
         super().__init__(" ".join(message.split()))
         self.code = code
 
@@ -66,7 +70,7 @@ class RestClient:
         UserError: a url or a timeout that cannot be.
     """
 
-    def __init__(self, url, timeout=10.0):
+    def __init__(self, url: str, timeout: float = 10.0) -> None:
         self.timeout = _checked_timeout(timeout)
         form = "url must be as in http://localhost:8501/v1/models/digits or .../digits/versions/3"
         try:
@@ -87,22 +91,22 @@ class RestClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address = (parts.hostname, port or (443 if self._tls else 80))
         self.url = url.rstrip("/")
-        self._idle = collections.deque()  # connections; append and pop are atomic
+        self._idle: collections.deque = collections.deque()  # connections; append and pop are atomic
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Closes it."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connections that are not in use."""
         while self._idle:
             self._idle.pop().close()
 
-    def predict(self, inputs, signature="serving_default"):
+    def predict(self, inputs: Mapping[str, Any], signature: str = "serving_default") -> dict[str, np.ndarray]:
         """Sends one request and waits for the answer.
 
         Args:
@@ -136,7 +140,7 @@ class RestClient:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServerError(f"{self.url}: not an answer to predict: {answer!s:.200}") from error
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """Returns what the server says of the model: its versions and their states; a dict as it came.
 
         Raises:
@@ -181,7 +185,9 @@ class RestClient:
         return http.client.HTTPConnection(*self._address, timeout=self.timeout)
 
     @staticmethod
-    def _exchange(connection, method, path, body):
+    def _exchange(
+        connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
+    ) -> tuple[int, str, bytes]:
         headers = {"Content-Type": "application/json"} if body else {}
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -251,7 +257,7 @@ class GrpcClient:
         UserError: a timeout that cannot be, or tensorflow-serving-api is not installed.
     """
 
-    def __init__(self, target, model, timeout=10.0, version=None):
+    def __init__(self, target: str, model: str, timeout: float = 10.0, version: int | None = None) -> None:
         # Here, for whoever uses REST needs none of these.
         try:
             import grpc
@@ -265,19 +271,19 @@ class GrpcClient:
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Closes it."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connection; requests under way fail."""
         self._channel.close()
 
-    def predict(self, inputs, signature="serving_default"):
+    def predict(self, inputs: Mapping[str, Any], signature: str = "serving_default") -> dict[str, np.ndarray]:
         """Sends one request and waits for the answer; see `RestClient.predict`.
 
         Arrays are sent with the dtype they have, and come back with those of the signature.
@@ -293,7 +299,7 @@ class GrpcClient:
         answer = self._call(self._prediction.Predict, request)
         return {name: tf.make_ndarray(tensor) for name, tensor in answer.outputs.items()}
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """Returns what the server says of the model; see `RestClient.status`."""
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_status_pb2
@@ -340,25 +346,32 @@ def _arrays(inputs):
 
 
 def _checked_timeout(timeout):
-    if not 0 < timeout <= 86400:
-        raise UserError(f"timeout must be above 0 and at most 86400 seconds, a day. Received: {timeout}")
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise UserError(
+            f"timeout must be above 0 and at most {MAX_TIMEOUT} seconds, a day. Received: {timeout}"
+        )
     return timeout
 
 
 # === The command ===
 
 
-def define_flags(flag_values):
-    """Defines the flags of this command."""
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """The flags of this command."""
 
-    def define(kind, *args, **kwargs):
-        kind(*args, flag_values=flag_values, **kwargs)
+    url: str | None = setting(None, "The model: http://HOST:8501/v1/models/NAME[/versions/3].")
+    grpc: str | None = setting(None, "The server over gRPC instead: HOST:8500.")
+    model: str | None = setting(None, "The model's name, with --grpc.")
+    timeout: float = setting(10.0, "Seconds to wait for an answer.")
+    top: int = setting(5, "Best labels to print, if the server has them.", least=0)
 
-    define(flags.DEFINE_string, "url", None, "The model: http://HOST:8501/v1/models/NAME[/versions/3].")
-    define(flags.DEFINE_string, "grpc", None, "The server over gRPC instead: HOST:8500.")
-    define(flags.DEFINE_string, "model", None, "The model's name, with --grpc.")
-    define(flags.DEFINE_float, "timeout", 10.0, "Seconds to wait for an answer.")
-    define(flags.DEFINE_integer, "top", 5, "Best labels to print, if the server has them.", lower_bound=0)
+    def check(self) -> None:
+        """Checks what goes together."""
+        if bool(self.url) == bool(self.grpc) or bool(self.grpc) != bool(self.model):
+            raise UserError(
+                "Give --url=http://HOST:8501/v1/models/NAME, or --grpc=HOST:8500 and --model=NAME"
+            )
 
 
 def _line(answer, top):
@@ -376,10 +389,9 @@ def _line(answer, top):
     return line
 
 
-def main(options, photos):
+def main(options: Options, photos: Sequence[str]) -> None:
     """Sends each picture and prints what it is."""
-    if bool(options.url) == bool(options.grpc) or bool(options.grpc) != bool(options.model):
-        raise UserError("Give --url=http://HOST:8501/v1/models/NAME, or --grpc=HOST:8500 and --model=NAME")
+    client: RestClient | GrpcClient
     if options.url:
         client = RestClient(options.url, options.timeout)
     else:
@@ -403,4 +415,4 @@ def main(options, photos):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, positional="photos")
+    cli.run(main, Options, positional="photos")

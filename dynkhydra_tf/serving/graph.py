@@ -42,7 +42,7 @@ class InferenceGraph(tf.Module):
         gated: bool, whether it has a gate: a `Hydra`.
     """
 
-    def __init__(self, model: Hydra | Plain, unrolled: bool = False):
+    def __init__(self, model: Hydra | Plain, unrolled: bool = False) -> None:
         super().__init__(name="inference")
         self.model = model = model.for_inference()
         for part in model.shared_parts:

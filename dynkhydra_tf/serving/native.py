@@ -15,7 +15,8 @@ import os
 import pathlib
 import sys
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class _Output(ctypes.Structure):
 class _Session:
     """A session and its graph; given back when nobody holds this object, a running request included."""
 
-    def __init__(self, session, graph, release):
+    def __init__(self, session: Any, graph: Any, release: Callable[[], object]) -> None:
         self.session, self.graph = session, graph
         weakref.finalize(self, release)
 
@@ -89,7 +90,7 @@ class SavedModel:
         threads: int = 0,
         library: str | os.PathLike | None = None,
         signatures: dict | None = None,
-    ):
+    ) -> None:
         config = thread_config(threads)
         self._tf = tf = _library(library)
         with contextlib.ExitStack() as kept, contextlib.ExitStack() as passing:
@@ -107,11 +108,11 @@ class SavedModel:
             self.signatures = _signatures(path, signatures)
             self._session = _Session(session, graph, kept.pop_all().close)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Closes it."""
         self.close()
 
@@ -167,7 +168,7 @@ class Request:
     A clock around `run` measures TensorFlow and not ctypes.
     """
 
-    def __init__(self, model: SavedModel, signature: Signature, inputs: dict):
+    def __init__(self, model: SavedModel, signature: Signature, inputs: dict) -> None:
         self._tf, self._model = model._tf, model
         held = model.open_session()
         arrays = {name: _as_array(inputs[name], spec.dtype) for name, spec in signature.inputs.items()}
@@ -184,11 +185,11 @@ class Request:
             kept.callback(_forget, self._tf, self._results)
             self._release = weakref.finalize(self, kept.pop_all().close)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         """Closes it."""
         self.close()
 

@@ -49,7 +49,7 @@ class ServedModel:
     batch_sizes: Sequence[int] = BATCH_SIZES
     quantize: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the fields."""
         from dynkhydra_tf.hydra import Hydra
 

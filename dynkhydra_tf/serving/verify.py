@@ -18,7 +18,6 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient
-from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.tables import table
 
 
@@ -62,7 +61,9 @@ def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | st
 
 def main(options: Options) -> None:
     """Replays, prints a row for each request, and ends with 1 where an answer differs."""
-    from dynkhydra_tf.serving import reference  # only now: to see the help takes no more than a moment
+    # Only now: to see the help takes no more than a moment.
+    from dynkhydra_tf.serving import reference
+    from dynkhydra_tf.serving.formats import saved_model
 
     directory = pathlib.Path(options.model_dir)
     requests, tolerance = reference.load(directory / "assets.extra" / "reference.json")

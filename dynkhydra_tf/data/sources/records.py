@@ -9,6 +9,7 @@ import array
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +28,7 @@ class Records:
         UserError: a file that is no local one, or ends within a record.
     """
 
-    def __init__(self, parts):
+    def __init__(self, parts: Sequence[tuple[str | os.PathLike, int, int]]) -> None:
         """Looks for the records."""
         self._paths = [os.fspath(path) for path, *_ in parts]
         found = []
@@ -37,11 +38,11 @@ class Records:
         self._file = np.repeat(np.arange(len(found)), [len(places) for places in found])
         self._places = np.concatenate(found)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """The number of records."""
         return len(self._places)
 
-    def read(self, index):
+    def read(self, index: tf.Tensor) -> tf.Tensor:
         """The bytes of a record, () string; `index` is () int64, and this works in a `tf.data` map."""
         record = tf.numpy_function(self._read, [index], tf.string, stateful=False)
         return tf.ensure_shape(record, ())

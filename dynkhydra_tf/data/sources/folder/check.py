@@ -16,12 +16,10 @@ import tensorflow as tf
 from absl import logging
 
 from dynkhydra_tf.caches import user_cache_dir, write_cache
-from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
-from dynkhydra_tf.files import readable
+from dynkhydra_tf.data.decoding import FORMATS, MAX_PIXELS, claimed_size, decode_picture
+from dynkhydra_tf.data.sources.folder.listing import readable
 
 BAD = -1  # in place of a file's hash
-# Another one whenever `decode_picture` comes to read other files: what was found before no longer holds then.
-DECODER = b"2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,9 @@ class Check:
     fingerprint: str
 
 
-def check_files(root, paths, cache_dir=None):
+def check_files(
+    root: str | os.PathLike, paths: np.ndarray, cache_dir: str | os.PathLike | None = None
+) -> Check:
     """Decodes every file once, on all cores, unless the cache knows them.
 
     Args:
@@ -49,9 +49,7 @@ def check_files(root, paths, cache_dir=None):
         Check.
     """
     states = [_state(root, path) for path in paths]
-    key = hashlib.sha256(
-        b"\0".join([DECODER, os.fsencode(os.path.abspath(root)), *paths, *states])
-    ).hexdigest()
+    key = hashlib.sha256(b"\0".join([os.fsencode(os.path.abspath(root)), *paths, *states])).hexdigest()
     cache_dir = user_cache_dir("folders") if cache_dir is None else os.path.expanduser(cache_dir)
     cached = pathlib.Path(cache_dir) / f"folder-{key[:32]}.npy"
     hashes = _read_cache(cached, len(paths))
@@ -63,7 +61,7 @@ def check_files(root, paths, cache_dir=None):
     return Check(good, fingerprint.hexdigest())
 
 
-def why_bad(path):
+def why_bad(path: str | bytes) -> str:
     """Says in a few words why a file is not taken for an image."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -74,7 +72,16 @@ def why_bad(path):
         return error.strerror
     if not content:
         return "empty"
-    return why_unreadable(content) or "could not be read before"
+    try:
+        pixels = int(np.prod(claimed_size(content)))
+        if pixels == 0:
+            return f"not {FORMATS}"
+        if pixels > MAX_PIXELS:
+            return f"more than {MAX_PIXELS} pixels"
+        decode_picture(content)
+    except tf.errors.InvalidArgumentError:
+        return "damaged or cut off"
+    return "could not be read before"
 
 
 def _state(root, path):
