@@ -198,3 +198,8 @@ def write_csv(
         writer = csv.DictWriter(file, fieldnames=keys or rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def readable(path: str | bytes | os.PathLike) -> str:
+    """A path as text that can be printed and written: what is no UTF-8 shows as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

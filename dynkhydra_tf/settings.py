@@ -65,6 +65,12 @@ class DataSettings(Checked):
         role=Role.DATA,
         least=0,
     )
+    labels: str | None = setting(
+        None,
+        "A table (CSV) of file,label: the classes of a folder's images where its directories do not tell.",
+        role=Role.DATA,
+        path=True,
+    )
     cache: str = setting(
         "auto",
         "memory holds the decoded images, none reads and decodes them in each epoch, auto holds them up to "

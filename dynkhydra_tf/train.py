@@ -47,6 +47,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         steps_per_epoch,
         training_batches,
     )
+    from dynkhydra_tf.data.sources.folder.listing import check_outside
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine
     from dynkhydra_tf.optimisation import make_optimizer
@@ -59,6 +60,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     branched = network.system == "hydra"
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
+    if settings.data.dataset == "folder":
+        check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
     data = open_data(settings.data, settings.place.cache_dir)
     if run.continued:
         run.check_data(data.record)

@@ -1,61 +1,45 @@
 import io
+import re
 import struct
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dynkhydra_tf.data.decoding import MAX_PIXELS, claimed_size, decode_picture
+from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
+from dynkhydra_tf.data.headers import MAX_PIXELS, MAX_SIDE, looks_like_a_picture, read_header
+from tests.conftest import ROOT
+from tests.pictures import (
+    ANIMATED,
+    FILES,
+    ORIENTATIONS,
+    PICTURE,
+    READ,
+    REFUSED,
+    behind_other_segments,
+    file_of,
+    held,
+    upright,
+)
 
-# 4 rows of 6 pixels, of four colours in squares of 2x3: a JPEG keeps them within a few grey levels.
-COLOURS = np.array([[[250, 20, 20], [20, 250, 20]], [[20, 20, 250], [240, 240, 240]]], np.uint8)
-PICTURE = COLOURS.repeat(16, axis=0).repeat(24, axis=1)
+TURNED = [("JPEG", "<"), ("JPEG", ">"), ("PNG", "<"), ("PNG", ">"), ("WEBP", "<")]
 
 
-def file_of(picture, kind, **settings):
-    """The bytes of an image file."""
-    file = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, kind, **settings)
-    return file.getvalue()
-
-
-IN_MODES = {mode: Image.fromarray(PICTURE).convert(mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "CMYK")}
-GREY = np.asarray(IN_MODES["L"])[..., None].repeat(3, axis=2)
-FILES = {
-    "JPEG": (file_of(PICTURE, "JPEG", quality=95, subsampling=0), PICTURE),
-    "grey JPEG": (file_of(IN_MODES["L"], "JPEG", quality=95), GREY),
-    "CMYK JPEG": (file_of(IN_MODES["CMYK"], "JPEG", quality=95), PICTURE),
-    "progressive JPEG": (file_of(PICTURE, "JPEG", quality=95, progressive=True, subsampling=0), PICTURE),
-    "PNG": (file_of(PICTURE, "PNG"), PICTURE),
-    "grey PNG": (file_of(IN_MODES["L"], "PNG"), GREY),
-    "grey PNG with alpha": (file_of(IN_MODES["LA"], "PNG"), GREY),
-    "PNG with alpha": (file_of(IN_MODES["RGBA"], "PNG"), PICTURE),
-    "PNG with a palette": (file_of(IN_MODES["P"], "PNG"), np.asarray(IN_MODES["P"].convert("RGB"))),
-    "16-bit PNG": (tf.io.encode_png(PICTURE.astype(np.uint16) * 257).numpy(), PICTURE),
-    "16-bit grey PNG": (tf.io.encode_png(GREY[..., :1].astype(np.uint16) * 257).numpy(), GREY),
-    "GIF": (file_of(IN_MODES["P"], "GIF"), np.asarray(IN_MODES["P"].convert("RGB"))),
-    "animated GIF": (
-        file_of(IN_MODES["P"], "GIF", save_all=True, append_images=[IN_MODES["L"]]),
-        np.asarray(IN_MODES["P"].convert("RGB")),
-    ),
-    "BMP": (file_of(PICTURE, "BMP"), PICTURE),
-    "BMP with alpha": (file_of(IN_MODES["RGBA"], "BMP"), PICTURE),
-    "grey BMP": (file_of(IN_MODES["L"], "BMP"), GREY),
-    "BMP with a palette": (file_of(IN_MODES["P"], "BMP"), np.asarray(IN_MODES["P"].convert("RGB"))),
-    "WebP": (file_of(PICTURE, "WEBP", quality=95), PICTURE),
-    "lossless WebP": (file_of(PICTURE, "WEBP", lossless=True), PICTURE),
-    "WebP with alpha": (
-        file_of(Image.fromarray(PICTURE).convert("RGBA"), "WEBP", exif=b"Exif\0\0x"),
-        PICTURE,
-    ),
-}
+def test_the_table_in_the_readme_is_what_is_tested_here():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?) \| (yes|no) \| (yes|no|) \|$", readme, re.MULTILINE)
+    assert [row for row, read, _ in rows if read == "yes"] == list(READ)
+    assert [row for row, read, _ in rows if read == "no"] == list(REFUSED)
+    turned = {kind.lower() for kind, _ in TURNED}
+    assert {row.split(":")[0].lower() for row, _, turns in rows if turns == "yes"} == turned
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_every_kind_of_file_shows_its_picture(kind):
     file, expected = FILES[kind]
-    assert sorted(claimed_size(file).numpy().tolist()) == [32, 48]
+    header = read_header(file)
+    assert header.supported and header.sides.numpy().tolist() == [48, 32]
     pixels = decode_picture(file).numpy()
     assert pixels.dtype == np.uint8
     # Away from the edges between the colours, where JPEG and WebP blur.
@@ -69,25 +53,24 @@ def test_in_a_graph_it_is_the_same():
         assert (traced(file).numpy() == decode_picture(file).numpy()).all()
 
 
-def held(orientation, byte_order="<", jfif=True):
-    """A JPEG with an EXIF note, after JFIF's segment or, as cameras write it, in its place."""
-    exif = Image.Exif()
-    exif.endian = byte_order
-    exif[0x010F] = "a camera"
-    exif[0x0112] = orientation
-    file = file_of(PICTURE, "JPEG", quality=95, subsampling=0, exif=exif.tobytes())
-    assert file[2:4] == b"\xff\xe0" and file[20:22] == b"\xff\xe1"
-    return file if jfif else file[:2] + file[20:]
-
-
-@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("orientation", [0, *ORIENTATIONS, 9])
 def test_a_photo_is_turned_upright(orientation):
-    files = [held(orientation), held(orientation, ">"), held(orientation, jfif=False)]
+    files = [held(orientation, kind, byte_order) for kind, byte_order in TURNED]
+    jpeg = files[0]
+    assert jpeg[2:4] == b"\xff\xe0" and jpeg[20:22] == b"\xff\xe1"
+    files += [jpeg[:2] + jpeg[20:], behind_other_segments(jpeg)]  # without JFIF, as cameras write it; last
     for file in files:
-        with Image.open(io.BytesIO(file)) as photo:
-            upright = np.asarray(ImageOps.exif_transpose(photo))
-        np.testing.assert_array_equal(decode_picture(file), upright)
-        assert upright.shape[0] == (48 if 5 <= orientation <= 8 else 32)
+        shown = upright(file)
+        np.testing.assert_array_equal(decode_picture(file), shown)
+        assert shown.shape[0] == (48 if 5 <= orientation <= 8 else 32)
+
+
+def test_a_note_behind_the_picture_is_found():
+    file = held(6, "PNG")
+    start = file.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", file[start : start + 4])[0]
+    late = file[:start] + file[end:-12] + file[start:end] + file[-12:]  # before the last chunk, IEND
+    np.testing.assert_array_equal(decode_picture(late), upright(file))
 
 
 def test_a_damaged_note_leaves_the_picture_as_it_is():
@@ -129,7 +112,7 @@ def test_a_file_that_is_cut_off_is_refused(kind, share):
         b"\xff\xd8\xff",
         b"\x89PNG\r\n\x1a\n",
         b"GIF89a",
-        file_of(PICTURE, "TIFF"),
+        b"RIFF\x20\0\0\0WEBPVP8X" + bytes(20),
     ],
 )
 def test_what_is_no_picture_is_refused(file):
@@ -150,6 +133,57 @@ def test_what_is_no_picture_is_refused(file):
     ],
 )
 def test_a_picture_that_claims_to_be_huge_is_refused_before_it_is_decoded(file):
-    assert claimed_size(file).numpy().prod() > MAX_PIXELS
+    assert read_header(file).sides.numpy().prod() > MAX_PIXELS
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"of 1 to {MAX_PIXELS} pixels"):
         decode_picture(file)
+
+
+def test_a_picture_that_is_too_long_is_refused():
+    long = tf.io.encode_png(np.zeros((1, MAX_SIDE + 1, 1), np.uint8)).numpy()
+    assert why_unreadable(long) == f"more than {MAX_SIDE} pixels a side"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"of 1 to {MAX_PIXELS} pixels"):
+        decode_picture(long)
+    assert why_unreadable(FILES["PNG"][0], 48 * 32 - 1) == "more than 1535 pixels"
+    assert why_unreadable(FILES["PNG"][0], 48 * 32) == ""
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_a_kind_that_is_not_read_is_named(row):
+    for file, name in REFUSED[row]:
+        reason = why_unreadable(file)
+        assert reason.startswith(name) and reason.split(": ")[-1] in (
+            "save it as PNG",
+            "save it as PNG or JPEG",
+        )
+        assert looks_like_a_picture(file[:64])
+        if "JPEG of 12 bits" not in name:  # TensorFlow is the first to see that, and has words of its own
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"{re.escape(name)}.*is not supported"):
+                decode_picture(file)
+
+
+def test_reasons_in_words():
+    assert why_unreadable(b"a text") == "not JPEG, PNG, GIF, BMP or WebP"
+    assert not looks_like_a_picture(b"a text") and not looks_like_a_picture(b"")
+    for file, _ in FILES.values():
+        assert why_unreadable(file) == ""
+        assert looks_like_a_picture(file[:64])
+    assert why_unreadable(FILES["JPEG"][0][:200]) == "damaged or cut off"
+    assert why_unreadable(FILES["GIF"][0][:200]) == "damaged or cut off"
+
+
+@pytest.mark.parametrize("kind", ["animated GIF", "animated WebP", "animated lossless WebP with alpha"])
+def test_of_an_animation_one_picture_is_handed_to_the_decoder(kind):
+    # Decoders unpack them all: 400 kB can be a hundred pictures of 2,000 x 2,000 pixels.
+    file, _ = FILES[kind]
+    with (
+        Image.open(io.BytesIO(file)) as whole,
+        Image.open(io.BytesIO(read_header(file).still.numpy())) as still,
+    ):
+        assert (whole.n_frames, getattr(still, "n_frames", 1)) == (2, 1)
+
+
+def test_a_picture_larger_than_its_canvas_is_refused():
+    file = bytearray(file_of(PICTURE[..., 0], "GIF", **ANIMATED))
+    frame = file.index(b"\x2c\0\0\0\0")
+    file[frame + 5 : frame + 9] = struct.pack("<HH", 60000, 60000)
+    assert why_unreadable(bytes(file)) == f"more than {MAX_PIXELS} pixels"

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.data.augment import Augmentation
-from dynkhydra_tf.data.image_data import ImageData
+from dynkhydra_tf.data.image_data import LEAST_STD, ImageData
 from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.errors import UserError
@@ -214,3 +214,14 @@ def test_bad_arguments_are_refused_before_anything_is_decoded(arguments, message
 def test_evaluation_of_a_split_without_images_is_refused():
     with pytest.raises(UserError, match="numbered has images in the splits train, test"):
         evaluation_batches(numbered_data(50), "validation", 8)
+
+
+def test_a_channel_that_is_the_same_everywhere_has_a_deviation_to_divide_by():
+    data = numbered_data(50)
+    data.source.images[..., 1] = 77
+    data.source.images[..., 2] = np.arange(SIZE) % 2  # nearly so
+    assert data.mean[1:] == (77, 0.5)
+    assert data.std[0] > 60 and data.std[1:] == (LEAST_STD, LEAST_STD)
+    data = numbered_data(3)
+    data.source.images[:] = 251
+    assert data.std == (LEAST_STD,) * 3

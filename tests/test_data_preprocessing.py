@@ -1,7 +1,10 @@
+import resource
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from dynkhydra_tf.data import preprocessing
 from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.errors import UserError
 
@@ -29,6 +32,27 @@ def test_pad_puts_zeros_above_and_below_a_wide_picture():
 def test_pad_of_an_odd_difference_has_the_extra_zeros_at_the_end():
     # 1 row of 4: 3 rows to add, 1 above and 2 below.
     assert grey(preprocess(WIDE[:1], 4, "pad")) == [[0] * 4, [10, 20, 30, 40], [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize(
+    "shape", [(40, 90, 3), (90, 40, 3), (1, 77, 1), (2, 31, 90, 3), (64, 64, 3), (50, 7, 4)]
+)
+@pytest.mark.parametrize("size", [8, 32, 100])
+def test_pad_is_the_same_whether_or_not_the_square_is_made(shape, size, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    at_once = preprocess(picture, size, "pad").numpy().astype(int)
+    monkeypatch.setattr(preprocessing, "SMALL_SQUARE", 0)
+    by_dimension = preprocess(picture, size, "pad").numpy().astype(int)
+    difference = np.abs(at_once - by_dimension)
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # a half, rounded either way
+
+
+@pytest.mark.parametrize("shape", [(1, 65535, 3), (65535, 1, 3)])
+def test_a_long_thin_picture_costs_little_memory(shape):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    thin = preprocess(np.full(shape, 255, np.uint8), 32, "pad").numpy()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB; its square is 13 GB
+    assert thin.max() == 0  # a 2,000th of a pixel
 
 
 def test_crop_keeps_the_central_square():

@@ -23,6 +23,7 @@ def folder(tmp_path):
     (root / "bad" / "cut.jpg").write_bytes(GOOD[:-30])
     (root / "bad" / "empty.jpg").touch()
     (root / "bad" / "text.jpg").write_text("This is no image.")
+    (root / "bad" / "scan.tif").write_bytes(b"II*\0 and so on")
     (root / "bad" / "gone.jpg").symlink_to("nowhere")
     (root / "bad" / "round.jpg").symlink_to("round.jpg")
     os.mkfifo(root / "bad" / "pipe.jpg")
@@ -45,6 +46,7 @@ def test_every_kind_of_bad_file_is_found_and_told(folder, tmp_path):
         "bad/gone.jpg": "No such file or directory",
         "bad/pipe.jpg": "not a file",
         "bad/round.jpg": "Too many levels of symbolic links",
+        "bad/scan.tif": "TIFF, which is not supported: save it as PNG or JPEG",
         "bad/text.jpg": "not JPEG, PNG, GIF, BMP or WebP",
     }
 
@@ -78,7 +80,7 @@ def test_what_was_found_is_kept_until_a_file_changes(folder, tmp_path, monkeypat
     monkeypatch.setattr(folder_check, "_hashes", count)
     first = check(folder, cache)
     assert check(folder, cache) == first and len(looked) == 1
-    assert "Looking at 8 files in" in capsys.readouterr().out
+    assert "Looking at 9 files in" in capsys.readouterr().out
 
     # Mended, with the time of change as it was: the size tells.
     times = os.stat(folder / "bad" / "cut.jpg")
@@ -113,5 +115,5 @@ def test_the_fingerprint_is_of_names_and_contents(tmp_path):
 def test_a_cache_that_cannot_be_written_is_no_hindrance(folder, tmp_path, caplog):
     (tmp_path / "file").touch()
     bad, _ = check(folder, tmp_path / "file" / "cache")
-    assert len(bad) == 6
+    assert len(bad) == 7
     assert "Nothing is cached" in caplog.text

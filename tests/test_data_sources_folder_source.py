@@ -1,6 +1,7 @@
 """Image folders from the files on the disk to batches, and to the commands."""
 
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -126,8 +127,8 @@ def test_from_memory_and_from_disk_training_sees_the_same(make, load):
 def test_bad_images_stop_the_run_or_are_left_out_by_name(make, load, capsys):
     root = make({"red": 10, "blue": 10})
     (root / "red" / "cut.jpg").write_bytes((root / "red" / "0.jpg").read_bytes()[:-40])
-    (root / "blue" / "notes.txt").write_text("nothing")
-    named = "blue/notes.txt (not JPEG, PNG, GIF, BMP or WebP), red/cut.jpg (damaged or cut off)"
+    (root / "blue" / "notes.jpg").write_text("nothing")
+    named = "blue/notes.jpg (not JPEG, PNG, GIF, BMP or WebP), red/cut.jpg (damaged or cut off)"
     for most in (0, 1):
         with pytest.raises(UserError) as caught:
             load(root, max_bad_images=most)
@@ -139,6 +140,49 @@ def test_bad_images_stop_the_run_or_are_left_out_by_name(make, load, capsys):
     printed = capsys.readouterr().out
     for line in named.split("), "):
         assert f"  {line.rstrip(')')})\n" in printed
+
+
+def test_what_is_left_out_is_told(make, load, capsys):
+    root = make({"train/red": 5, "train/blue": 5, "val/red": 2, "test/red": 1})
+    (root / "train" / "red" / "boxes.txt").touch()
+    (root / "val" / "red").rename(root / "val" / "images")
+    load(root)
+    printed = capsys.readouterr().out
+    assert f"Left out: 2 images of {root}/val, which is flat" in printed
+    assert "Passed over: 1 files that are no pictures, such as train/red/boxes.txt" in printed
+
+
+def test_a_table_of_labels_is_part_of_what_is_trained_on(make, load, tmp_path):
+    root = make({"red": 4, "blue": 4})
+    for place in root.iterdir():
+        for file in place.iterdir():
+            file.rename(root / f"{place.name}{file.name}")
+        place.rmdir()
+    table = tmp_path / "labels.csv"
+
+    def write(**of_red):
+        rows = [(file.name, "red" if file.name.startswith("red") else "blue") for file in root.iterdir()]
+        table.write_text(
+            "\n".join(["file,label", *(f"{name},{of_red.get(name[:4], label)}" for name, label in rows)])
+        )
+        return load(root, labels=str(table))
+
+    data = write()
+    assert data.class_names == ("blue", "red") and data.sizes["train"] + data.sizes["test"] == 8
+    contents(data, "train")
+    assert write().fingerprint == data.fingerprint
+    assert write(red0="blue").fingerprint != data.fingerprint
+    with pytest.raises(UserError, match=r"labels are for --dataset=folder; digits has its own"):
+        load_data("digits", labels=str(table))
+
+
+def test_a_folder_whose_name_is_not_utf_8_works(make, load, capsys):
+    root = make({"red": 5, "blue": 5})
+    renamed = root.rename(os.fsdecode(os.fsencode(root.parent) + b"/caf\xe9"))
+    data = load(renamed)
+    assert data.sizes == {"train": 8, "validation": 0, "test": 2}
+    contents(data, "train")
+    assert "caf\\xe9: 10 images of 2 classes" in capsys.readouterr().out
 
 
 def test_many_bad_images_are_counted(make, load):

@@ -97,10 +97,8 @@ def test_random_access_to_real_data_gives_what_reading_gives():
 def test_a_pass_over_the_labels_decodes_no_image(monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "_check_reachable", lambda builder: None)
     decoded = []
-    decode = tfds.features.Image.decode_example
-    monkeypatch.setattr(
-        tfds.features.Image, "decode_example", lambda self, image: decoded.append(1) or decode(self, image)
-    )
+    decode = sources.decode_picture
+    monkeypatch.setattr(sources, "decode_picture", lambda file: decoded.append(1) or decode(file))
     with tfds.testing.mock_data(num_examples=5):
         source = TfdsSource("cifar100", data_dir=tmp_path)
         assert source.size("train") == 5
@@ -163,6 +161,30 @@ class TinyBoxes(Tiny):
         features = {
             "image": tfds.features.Image(),
             "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+
+class TinyDeep(Tiny):
+    """16 bits a channel."""
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16, encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["circle", "square", "star"]),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, name, numbers):
+        for number in numbers:
+            yield number, {"image": grey(number).astype(np.uint16) * 257, "label": self.label(name, number)}
+
+
+class TinyFloat(Tiny):
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=["circle", "square", "star"]),
         }
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
@@ -249,6 +271,19 @@ def test_a_tfds_set_that_cannot_be_used_is_one_line(prepare, tmp_path):
         TfdsSource("no_such_set", data_dir=tmp_path)
     assert "tensorflow-datasets has no data set 'no_such_set'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_sixteen_bits_are_scaled(prepare):
+    source = prepare(TinyDeep)
+    assert sorted(numbers_of(source, "test")) == list(range(24, 30))
+    assert_random_access_agrees(source, "train", [23, 0, 8])
+    with pytest.raises(UserError, match=r"tiny_float cannot be used.*8 or 16 bits.*Received: float32"):
+        TfdsSource("tiny_float")
+
+
+def test_a_data_dir_whose_name_is_not_utf_8_is_one_line():
+    with pytest.raises(UserError, match=r"whose name is UTF-8 only\. Received: caf\\xe9"):
+        TfdsSource("cifar100", data_dir=os.fsdecode(b"caf\xe9"))
 
 
 def test_files_of_another_format_are_refused(prepare):

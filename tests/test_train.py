@@ -295,6 +295,10 @@ def test_what_fails_on_data_fails_before_the_run_is_started(
         (["--partition=file", "--partition_file=nowhere.json"], "nowhere.json"),
         (["--dataset=cifar100", "--data_dir=nowhere"], "nowhere"),
         (["--run_dir=/dev/null/run"], "Cannot write to /dev/null"),
+        (
+            ["--dataset=folder", "--data_dir=."],
+            "--run_dir must not lie in the image folder --data_dir=., where",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line_and_writes_nothing(

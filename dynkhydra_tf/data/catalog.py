@@ -17,6 +17,7 @@ from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.data.sources.tfds import TfdsSource
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import readable
 from dynkhydra_tf.settings import DataSettings
 
 
@@ -93,6 +94,7 @@ def load_data(
     fit: str | None = None,
     test_fraction: float = 0.2,
     max_bad_images: int = 0,
+    labels: str | os.PathLike | None = None,
     cache: str = "auto",
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageData:
@@ -111,6 +113,7 @@ def load_data(
         test_fraction: for `folder` and tfds:NAME where they have no test split, the part of each class
             that is drawn for it.
         max_bad_images: for `folder`, most files that may be left out because they are no images.
+        labels: for `folder`, a table that names the classes of images, see `find_images`.
         cache: whether decoded images are held in memory, one of `CACHES`, see `ImageData`.
         cache_dir: for `folder`, where the check of its files is kept, see `check_files`.
 
@@ -132,8 +135,11 @@ def load_data(
         "download": download,
         "test_fraction": test_fraction,
         "max_bad_images": max_bad_images,
+        "labels": labels,
         "cache_dir": cache_dir,
     }
+    if labels and "labels" not in entry.source.settings:
+        raise UserError(f"labels are for --dataset=folder; {name} has its own. Received: {readable(labels)}")
     taken = {setting: given[setting] for setting in entry.source.settings}
     source = entry.source(**{**taken, **entry.arguments})
     held_out = _draw_validation(name, source, validation_fraction)
@@ -169,6 +175,7 @@ def open_data(
         fit=settings.fit,
         test_fraction=settings.test_fraction,
         max_bad_images=settings.max_bad_images,
+        labels=settings.labels,
         cache=settings.cache,
         cache_dir=cache_dir,
     )

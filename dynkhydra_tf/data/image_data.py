@@ -5,8 +5,6 @@ M is the number of classes, S the side of the images.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +18,7 @@ CACHES = ("auto", "memory", "none")
 AUTO_BYTES = 2**30
 # As many images tell the mean and standard deviation of a channel to about 1 %.
 STATISTICS_IMAGES = 5000
+LEAST_STD = 1.0  # of a channel, in 0..255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,17 +53,17 @@ class ImageData:
     cache: str = "auto"
 
     @property
-    def num_classes(self) -> int:
+    def num_classes(self):
         """M."""
         return len(self.class_names)
 
     @property
-    def fingerprint(self) -> str | None:
+    def fingerprint(self):
         """What tells this set from others of its name, or None; see `Source`."""
         return self.source.fingerprint
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self):
         """What a run notes of its data, to know them again: a dict for JSON."""
         return {
             "dataset": self.name,
@@ -74,13 +73,13 @@ class ImageData:
         }
 
     @property
-    def in_memory(self) -> bool:
+    def in_memory(self):
         """Whether a split is held in memory, decoded, while it is used."""
         if self.cache == "auto":
             return sum(self.sizes.values()) * self.image_size**2 * 3 <= AUTO_BYTES
         return self.cache == "memory"
 
-    def examples(self, split: str) -> tf.data.Dataset:
+    def examples(self, split):
         """The preprocessed images of a split, in an order that never changes.
 
         Args:
@@ -97,7 +96,7 @@ class ImageData:
         examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return examples.apply(tf.data.experimental.assert_cardinality(self.sizes[split]))
 
-    def fetch(self, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    def fetch(self, split):
         """Random access to the images of a split, numbered in the order of `examples`.
 
         Args:
@@ -120,22 +119,22 @@ class ImageData:
         return fetch_image
 
     @property
-    def mean(self) -> np.ndarray:
+    def mean(self):
         """Of each channel over the training images, in 0..255."""
         return self._statistics[0]
 
     @property
-    def std(self) -> np.ndarray:
-        """Standard deviation of each channel over the training images, in 0..255."""
+    def std(self):
+        """Standard deviation of each channel over the training images, in 0..255, at least `LEAST_STD`."""
         return self._statistics[1]
 
     @property
-    def coarse_names(self) -> tuple[str, ...] | None:
+    def coarse_names(self):
         """Names of the superclasses, or None."""
-        return self.source.label_names(self.coarse_feature) if self.coarse_feature else None
+        return self.coarse_feature and self.source.label_names(self.coarse_feature)
 
     @functools.cached_property
-    def coarse_of_class(self) -> tuple[int, ...]:
+    def coarse_of_class(self):
         """The superclass of each class: M indices into `coarse_names`.
 
         Found from the labels of the training split, when it is first asked for.
@@ -172,7 +171,9 @@ class ImageData:
             squares += (pixels**2).sum(axis=0)
             count += len(pixels)
         mean = total / count
-        return tuple(mean.tolist()), tuple(np.sqrt(squares / count - mean**2).tolist())
+        # Of a channel that is the same everywhere it is 0, or from rounding less, and will be divided by.
+        std = np.sqrt(np.maximum(squares / count - mean**2, LEAST_STD**2))
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def _in_source(self, split):
         """The source's split with the examples of `split`, and which these are: (n,) bool, None for all."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from dynkhydra_tf.errors import UserError
 
 FITS = ("stretch", "pad", "crop")
+SMALL_SQUARE = 2**24  # pixels, 50 MB
 
 
 def preprocess(image: tf.Tensor, image_size: int, fit: str = "stretch") -> tf.Tensor:
@@ -40,12 +41,11 @@ def preprocess(image: tf.Tensor, image_size: int, fit: str = "stretch") -> tf.Te
     if image.shape[-1] not in (None, 1, 3, 4):
         raise UserError(f"a picture must have 1, 3 or 4 channels. Received: {image.shape[-1]} channels")
     image = image[..., :3]
-    if fit == "pad":
-        image = _pad_to_square(image)
-    elif fit == "crop":
-        image = _crop_to_square(image)
     if image.shape[-3:-1] != (image_size, image_size):  # the kernel does not notice that it has nothing to do
-        image = tf.image.resize(image, (image_size, image_size), method="bilinear", antialias=True)
+        if fit == "pad":
+            image = _pad_and_resize(image, image_size)
+        else:
+            image = _resize(_crop_to_square(image) if fit == "crop" else image, image_size, image_size)
     if image.dtype != tf.uint8:
         image = tf.saturate_cast(tf.round(tf.cast(image, tf.float32)), tf.uint8)
     # Last, so that a grey picture is resized once and not three times.
@@ -54,11 +54,42 @@ def preprocess(image: tf.Tensor, image_size: int, fit: str = "stretch") -> tf.Te
     return tf.ensure_shape(image, (*[None] * (image.shape.rank - 3), image_size, image_size, 3))
 
 
-def _pad_to_square(image):
-    """Zeros around the shorter dimension of (..., H, W, C); of an odd number the extra one is at the end."""
+def _resize(image, height, width):
+    return tf.image.resize(image, (height, width), method="bilinear", antialias=True)
+
+
+def _pad_and_resize(image, size):
+    """Zeros around the shorter dimension of (..., H, W, C); of an odd number the extra one is at the end.
+
+    The square is made only where it is not much larger than the picture: a file of a kilobyte can be 60,000
+    pixels wide and 8 high. Otherwise the longer dimension is resized before the zeros come to the shorter.
+    That is the same, to rounding, for the kernel resizes one after the other anyway.
+    """
     height, width = tf.shape(image)[-3], tf.shape(image)[-2]
     side = tf.maximum(height, width)
-    return tf.image.pad_to_bounding_box(image, (side - height) // 2, (side - width) // 2, side, side)
+    pixels, square = tf.cast(height * width, tf.int64), tf.cast(side, tf.int64) ** 2
+    at_once = square <= tf.maximum(2 * pixels, SMALL_SQUARE)
+    return tf.cond(
+        at_once, lambda: _resize(_pad(image, side, side), size, size), lambda: _by_dimension(image, size)
+    )
+
+
+def _by_dimension(image, size):
+    """The longer dimension resized, then the shorter padded and resized."""
+    rank = image.shape.rank
+    swapped = [*range(rank - 3), rank - 2, rank - 3, rank - 1]
+    # The rows are resized first by the kernel, too, and what is between is floating: they be the longer ones.
+    wide = tf.shape(image)[-2] > tf.shape(image)[-3]
+    image = tf.cond(wide, lambda: tf.transpose(image, swapped), lambda: image)
+    side, width = tf.shape(image)[-3], tf.shape(image)[-2]
+    image = _resize(_pad(_resize(image, size, width), size, side), size, size)
+    return tf.cond(wide, lambda: tf.transpose(image, swapped), lambda: image)
+
+
+def _pad(image, height, width):
+    """Zeros evenly around (..., H, W, C)."""
+    top, left = (height - tf.shape(image)[-3]) // 2, (width - tf.shape(image)[-2]) // 2
+    return tf.image.pad_to_bounding_box(image, top, left, height, width)
 
 
 def _crop_to_square(image):

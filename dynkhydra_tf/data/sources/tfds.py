@@ -8,10 +8,12 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.data.sources.records import Records
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import readable
 
 REACH_TIMEOUT = 10  # seconds
 
@@ -31,8 +33,8 @@ class TfdsSource(Source):
 
     Raises:
         UserError: `data_dir` is no directory, there is no such data set, it is not there and cannot be
-            downloaded, its files are no TFRecords, it has no `image` with a `label` that has names, or no
-            split `train`.
+            downloaded, its files are no TFRecords, it has no `image` of whole numbers with a `label` that has
+            names, or no split `train`.
     """
 
     settings: ClassVar = ("data_dir", "download", "test_fraction")
@@ -49,7 +51,7 @@ class TfdsSource(Source):
         """Finds the prepared data set, or downloads and prepares it."""
         tfds = _tensorflow_datasets()
 
-        data_dir = data_dir and os.path.expanduser(data_dir)
+        data_dir = data_dir and _checked_path(data_dir)
         if data_dir is not None and not tf.io.gfile.isdir(data_dir):
             raise UserError(
                 f"data_dir={os.fspath(data_dir)!r} is not a directory; give one that holds {tfds_name} as "
@@ -97,14 +99,14 @@ class TfdsSource(Source):
         """A dataset of (picture, label), in the order of the files."""
         tfds = _tensorflow_datasets()
 
-        examples = self._examples(self._splits[split], "image", "label", image=tfds.decode.SkipDecoding())
+        as_stored = tfds.decode.SkipDecoding()  # the bytes of the image file
+        examples = self._examples(self._splits[split], "image", "label", image=as_stored)
         if wanted is not None or self._members[split] is not None:
             mask = tf.constant(self._pool_mask(split, wanted))
             examples = examples.enumerate().filter(lambda position, _: mask[position])
             examples = examples.map(lambda _, example: example)
-        decode = self._builder.info.features["image"].decode_example
         return examples.map(
-            lambda example: (decode(example["image"]), example["label"]),
+            lambda example: (decode_picture(example["image"]), example["label"]),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -122,11 +124,12 @@ class TfdsSource(Source):
         parts = info.splits[self._splits[split]].file_instructions
         records = Records([(part.filename, part.skip, part.take) for part in parts])
         features = tfds.decode.PartialDecoding({"image": True, "label": True}).extract_features(info.features)
+        as_stored = {"image": tfds.decode.SkipDecoding()}
 
         def fetch(index):
             position = index if members is None else tf.gather(members, index)
-            example = features.deserialize_example(records.read(position))
-            return example["image"], example["label"]
+            example = features.deserialize_example(records.read(position), decoders=as_stored)
+            return decode_picture(example["image"]), example["label"]
 
         return fetch
 
@@ -183,6 +186,18 @@ def _not_its_own(record):
     return not record.getMessage().startswith(("`FeatureConnector.dtype`", "`TensorInfo.dtype`"))
 
 
+def _checked_path(path):
+    """A path that the library can take: it wants UTF-8."""
+    path = os.path.expanduser(os.fsdecode(path))
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"tensorflow-datasets takes a data_dir whose name is UTF-8 only. Received: {readable(path)}"
+        ) from error
+    return path
+
+
 def _check_features(tfds_name, features):
     tfds = _tensorflow_datasets()
 
@@ -191,6 +206,11 @@ def _check_features(tfds_name, features):
         raise UserError(
             f"{tfds_name} cannot be used: it needs a feature 'image' that is a picture and a feature 'label' "
             f"with class names. It has: {', '.join(features)}"
+        )
+    if features["image"].np_dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"{tfds_name} cannot be used: its images must be of whole numbers, 8 or 16 bits a channel. "
+            f"Received: {np.dtype(features['image'].np_dtype).name}"
         )
 
 

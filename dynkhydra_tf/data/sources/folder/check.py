@@ -16,10 +16,12 @@ import tensorflow as tf
 from absl import logging
 
 from dynkhydra_tf.caches import user_cache_dir, write_cache
-from dynkhydra_tf.data.decoding import FORMATS, MAX_PIXELS, claimed_size, decode_picture
-from dynkhydra_tf.data.sources.folder.listing import readable
+from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
+from dynkhydra_tf.files import readable
 
 BAD = -1  # in place of a file's hash
+# Another one whenever `decode_picture` comes to read other files: what was found before no longer holds then.
+DECODER = b"2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,9 @@ def check_files(
         Check.
     """
     states = [_state(root, path) for path in paths]
-    key = hashlib.sha256(b"\0".join([os.fsencode(os.path.abspath(root)), *paths, *states])).hexdigest()
+    key = hashlib.sha256(
+        b"\0".join([DECODER, os.fsencode(os.path.abspath(root)), *paths, *states])
+    ).hexdigest()
     cache_dir = user_cache_dir("folders") if cache_dir is None else os.path.expanduser(cache_dir)
     cached = pathlib.Path(cache_dir) / f"folder-{key[:32]}.npy"
     hashes = _read_cache(cached, len(paths))
@@ -72,16 +76,7 @@ def why_bad(path: str | bytes) -> str:
         return error.strerror
     if not content:
         return "empty"
-    try:
-        pixels = int(np.prod(claimed_size(content)))
-        if pixels == 0:
-            return f"not {FORMATS}"
-        if pixels > MAX_PIXELS:
-            return f"more than {MAX_PIXELS} pixels"
-        decode_picture(content)
-    except tf.errors.InvalidArgumentError:
-        return "damaged or cut off"
-    return "could not be read before"
+    return why_unreadable(content) or "could not be read before"
 
 
 def _state(root, path):

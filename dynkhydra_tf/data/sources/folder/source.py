@@ -11,9 +11,10 @@ import tensorflow as tf
 from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.data.sources.folder.check import check_files, why_bad
-from dynkhydra_tf.data.sources.folder.listing import find_images, readable
+from dynkhydra_tf.data.sources.folder.listing import find_images
 from dynkhydra_tf.data.splits import draw_stratified
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.files import readable
 
 NAMED = 10  # bad files that an error message names
 
@@ -29,6 +30,7 @@ class FolderSource(Source):
         data_dir: the folder.
         test_fraction: of a folder that is not divided, the part of each class for testing, in (0, 1).
         max_bad_images: most files that may be left out because they cannot be decoded.
+        labels: a table that names the classes of images, see `find_images`.
         cache_dir: where the check of the files is kept, see `check_files`.
 
     Raises:
@@ -36,28 +38,31 @@ class FolderSource(Source):
             has no others, no image to draw for testing.
     """
 
-    settings: ClassVar = ("data_dir", "test_fraction", "max_bad_images", "cache_dir")
+    settings: ClassVar = ("data_dir", "test_fraction", "max_bad_images", "labels", "cache_dir")
 
     def __init__(
         self,
         data_dir: str | os.PathLike | None,
         test_fraction: float = 0.2,
         max_bad_images: int = 0,
+        labels: str | os.PathLike | None = None,
         cache_dir: str | os.PathLike | None = None,
     ) -> None:
         """Finds and checks the files."""
         if not 0 < test_fraction < 1:
             raise UserError(f"test_fraction must be above 0 and below 1. Received: {test_fraction}")
-        listing = find_images(data_dir)
+        listing = find_images(data_dir, labels)
         check = check_files(listing.root, listing.paths, cache_dir)
         self._root, self._shown = listing.root, readable(listing.root)
         self._class_names = listing.class_names
         self.fingerprint = check.fingerprint
         self._report_bad(listing.paths[~check.good], max_bad_images)
 
-        paths, labels = listing.paths[check.good], listing.labels[check.good]
+        paths, classes = listing.paths[check.good], listing.labels[check.good]
+        if labels:  # otherwise the paths tell the classes
+            self.fingerprint = hashlib.sha256(check.fingerprint.encode() + classes.tobytes()).hexdigest()
         order = np.argsort([hashlib.sha256(path).digest() for path in paths])
-        self._paths, self._labels = paths[order], labels[order]
+        self._paths, self._labels = paths[order], classes[order]
         if listing.splits is None:
             drawn = draw_stratified(self._labels, test_fraction, np.arange(len(order)))
             splits = np.where(drawn, "test", "train")
@@ -67,7 +72,7 @@ class FolderSource(Source):
         self._members = {"train": np.flatnonzero(splits != "test"), "test": np.flatnonzero(splits == "test")}
         if "validation" in splits:
             self.held_out = splits[self._members["train"]] == "validation"
-        self._report(splits, listing.unsearched)
+        self._report(splits, listing)
 
     def label_names(self, feature: str = "label") -> tuple[str, ...]:
         """The names of the classes."""
@@ -125,12 +130,11 @@ class FolderSource(Source):
                 "or give a larger --test_fraction"
             )
 
-    def _report(self, splits, unsearched):
+    def _report(self, splits, listing):
         counts = {split: int((splits == split).sum()) for split in ("train", "validation", "test")}
         numbers = ", ".join(f"{count} for {split}" for split, count in counts.items() if count)
         print(f"{self._shown}: {len(splits)} images of {len(self._class_names)} classes, {numbers}")
-        if unsearched:
-            print(
-                f"Not searched: {len(unsearched)} directories inside of classes, such as "
-                f"{readable(unsearched[0])}"
-            )
+        for remark in listing.remarks:
+            print(f"Left out: {remark}")
+        if others := listing.passed_over:
+            print(f"Passed over: {len(others)} files that are no pictures, such as {readable(others[0])}")

@@ -1,0 +1,310 @@
+"""What an image file says of itself before it is decoded: its kind, its size, how the camera was held.
+
+Everything is TensorFlow operations, because it is part of the served graph. A file is untrusted: its claims
+are known before a decoder believes them, and of an animation one picture is handed on, as a decoder would
+unpack them all. Places in a file and numbers are () int64.
+"""
+
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+FORMATS = "JPEG, PNG, GIF, BMP or WebP"
+# Larger pictures are refused before they are decoded: a file of a kilobyte can claim gigabytes.
+MAX_PIXELS = 64 * 1024 * 1024
+MAX_SIDE = 65535  # pixels; what a JPEG can have
+MAX_STEPS = 4096  # from segment to segment of a file
+MAX_GIF_STEPS = 2**16  # its pieces are of at most 255 bytes
+
+# What files begin with, `.` for any byte: the kinds that are read, in the order of `_READERS`, then others.
+KINDS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF8",),
+    "BMP": (b"BM",),
+    "WebP": (b"RIFF....WEBP",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "HEIC": (b"....ftyphei", b"....ftyphev", b"....ftypmif1", b"....ftypmsf1"),
+    "AVIF": (b"....ftypavi",),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "JPEG XL": (b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+    "Photoshop": (b"8BPS",),
+    "ICO": (b"\0\0\1\0",),
+    "SVG": (b"<svg",),
+    "PNM": (b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P7\n"),
+}
+BEGINNING = 64  # bytes that tell the kind, and for most kinds the size
+NOT_SUPPORTED = ", which is not supported: save it as PNG or JPEG"
+NOWHERE = np.int64(0)
+
+
+class Header(typing.NamedTuple):
+    """What is known before decoding.
+
+    Attributes:
+        supported: () bool, whether files of its kind and variant are read.
+        name: () string, its kind; where it is not supported, a text that says so.
+        sides: (2,) int64, width and height in pixels; zeros where they are not known.
+        exif: where the EXIF begins, 0 where there is none.
+        still: () string, the file to decode: of an animation its first picture.
+    """
+
+    supported: tf.Tensor
+    name: tf.Tensor
+    sides: tf.Tensor
+    exif: tf.Tensor
+    still: tf.Tensor
+
+
+class Bytes:
+    """Bytes as numbers; past their end they are zero.
+
+    Args:
+        file: () string.
+        length: so many of its first bytes; None: all.
+    """
+
+    def __init__(self, file: tf.Tensor, length: int | None = None) -> None:
+        """Unpacks them."""
+        self.file = file
+        text = tf.strings.join([file, b"\0"]) if length is None else file
+        self._bytes = tf.io.decode_raw(text, tf.uint8, fixed_length=length and length + 1)
+        self._end = tf.size(self._bytes, tf.int64) - 1
+
+    def part(self, at: tf.Tensor | int, length: tf.Tensor | int) -> tf.Tensor:
+        """`length` bytes from a place on, (length,) int64."""
+        places = tf.range(tf.cast(length, tf.int64)) + at
+        return tf.cast(tf.gather(self._bytes, tf.minimum(places, self._end)), tf.int64)
+
+    def number(self, at: tf.Tensor | int, length: int, big_endian: bool = False) -> tf.Tensor:
+        """The unsigned number in `length` bytes from a place on."""
+        weights = [256**place for place in range(length)]
+        return tf.reduce_sum(self.part(at, length) * (weights[::-1] if big_endian else weights))
+
+    def has(self, at: tf.Tensor | int, text: bytes) -> tf.Tensor:
+        """Whether these bytes stand at a place."""
+        return tf.reduce_all(self.part(at, len(text)) == list(text))
+
+
+def read_header(file: tf.Tensor) -> Header:
+    """Reads what an image file says of itself; for eager and graph mode.
+
+    Args:
+        file: () string, the bytes of the file.
+
+    Raises:
+        InvalidArgumentError: when it runs, for a JPEG without a frame.
+    """
+    file = tf.convert_to_tensor(file, tf.string)
+    beginning = Bytes(file, BEGINNING)
+    kind = _kind(beginning)
+    names = [name + NOT_SUPPORTED for name in KINDS] + [f"not {FORMATS}"]
+
+    def tensors(*found):
+        kinds = (tf.bool, tf.string, tf.int64, tf.int64, tf.string)
+        return tuple(tf.convert_to_tensor(value, kind) for value, kind in zip(found, kinds, strict=True))
+
+    found = tf.switch_case(
+        kind,
+        [
+            lambda name=name, read=read: tensors(*read(name, file, beginning))
+            for name, read in zip(KINDS, _READERS, strict=False)
+        ],
+        default=lambda: tensors(False, tf.gather(names, kind), (0, 0), NOWHERE, file),
+    )
+    return Header(*found)
+
+
+def looks_like_a_picture(beginning: bytes) -> bool:
+    """Whether the first bytes of a file are those of a picture, of a kind that is read or not."""
+    return any(
+        len(beginning) >= len(magic)
+        and all(
+            given == wanted or wanted == ord(".") for given, wanted in zip(beginning, magic, strict=False)
+        )
+        for magics in KINDS.values()
+        for magic in magics
+    )
+
+
+def _kind(beginning):
+    """The number in `KINDS` of a file's kind, () int32; their count for none of them."""
+    magics = [(kind, magic) for kind, magics in enumerate(KINDS.values()) for magic in magics]
+    longest = max(len(magic) for _, magic in magics)
+    wanted = np.array([list(magic.ljust(longest, b".")) for _, magic in magics])
+    matches = tf.reduce_all((beginning.part(0, longest) == wanted) | (wanted == ord(".")), axis=1)
+    kinds = np.array([*(kind for kind, _ in magics), len(KINDS)], np.int32)
+    return tf.gather(kinds, tf.argmax(tf.concat([matches, [True]], axis=0)))
+
+
+# === A function for each kind that is read: (its name, the file, its beginning) -> what `Header` has ===
+
+
+def _read_jpeg(name, file, beginning):
+    advance, has_length = np.full(256, 2), np.ones(256, np.int64)
+    advance[0xFF] = 1  # a byte that fills up
+    advance[[0xD9, 0xDA]] = 2**40  # the end, and a scan, before which EXIF stands
+    has_length[[0xFF, 0x01, *range(0xD0, 0xDB)]] = 0
+
+    def step(content, at):
+        segment = content.part(at, 10)
+        marker, length = segment[1], segment[2] * 256 + segment[3]
+        is_exif = (marker == 0xE1) & tf.reduce_all(segment[4:] == list(b"Exif\0\0"))
+        after = at + tf.gather(advance, marker) + tf.gather(has_length, marker) * length
+        return (segment[0] == 0xFF) & ~is_exif, after, tf.where(is_exif, at + 10, NOWHERE)
+
+    height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(file, output_type=tf.int64), num=3)
+    return True, name, (width, height), _find_exif(file, b"Exif", 2, step), file
+
+
+def _read_png(name, file, beginning):
+    def step(content, at):
+        chunk = content.part(at, 8)
+        is_exif, is_end = (tf.reduce_all(chunk[4:] == list(text)) for text in (b"eXIf", b"IEND"))
+        after = at + 12 + tf.reduce_sum(chunk[:4] * [2**24, 2**16, 2**8, 1])
+        return ~(is_exif | is_end), after, tf.where(is_exif, at + 8, NOWHERE)
+
+    sides = beginning.number(16, 4, True), beginning.number(20, 4, True)
+    return True, name, sides, _find_exif(file, b"eXIf", 8, step), file
+
+
+def _read_gif(name, file, beginning):
+    # Blocks: "!" an extension, "," a picture; both end with pieces, a length and so many bytes, the last 0.
+    content = Bytes(file)
+
+    def table(flags):  # the bytes of a colour table
+        return (flags // 128) * 3 * 2 ** (flags % 8 + 1)
+
+    def step(at, in_pieces, frame, end):
+        byte = content.number(at, 1)
+        is_picture = ~in_pieces & (byte == ord(","))
+        is_block = is_picture | (~in_pieces & (byte == ord("!")))
+        is_last = in_pieces & (byte == 0)
+        jump = tf.where(is_picture, 11 + table(content.number(at + 9, 1)), 2)
+        after = at + tf.where(in_pieces, byte + 1, jump)
+        frame = tf.where(is_picture, at, frame)
+        end = tf.where(is_last & (frame > 0), after, end)
+        goes_on = (end == 0) & (in_pieces | is_block)
+        return goes_on, after, (in_pieces & ~is_last) | is_block, frame, end
+
+    first = 13 + table(content.number(10, 1))
+    _, frame, end = _follow(file, first, step, False, NOWHERE, NOWHERE, steps=MAX_GIF_STEPS)
+    sides = _largest(
+        [content.number(6, 2), content.number(8, 2)],
+        [content.number(frame + 5, 2), content.number(frame + 7, 2)],
+    )
+    return True, name, sides, NOWHERE, tf.strings.join([_text(file, NOWHERE, end), b";"])
+
+
+def _read_bmp(name, file, beginning):
+    header, bits, packing = (beginning.number(at, n) for at, n in ((14, 4), (28, 2), (30, 4)))
+    # Red, green and blue of 32 bits as they are without masks.
+    masks = Bytes(file, 66).has(54, b"\0\0\xff\0\0\xff\0\0\xff\0\0\0")
+    plain = (packing == 0) | ((packing == 3) & (bits == 32) & masks)
+    variant = tf.where(plain, "", "compressed BMP, or one with colour masks of its own")
+    of_bits = tf.strings.join(["BMP of ", tf.strings.as_string(bits), " bits a pixel"])
+    variant = tf.where(tf.reduce_any(bits == [8, 24, 32]), variant, of_bits)
+    variant = tf.where(header < 40, "BMP of OS/2", variant)
+    variant = tf.where(_length(file) < 34, "", variant)  # cut off
+    supported = variant == ""
+    name = tf.where(supported, name, tf.strings.join([variant, NOT_SUPPORTED]))
+    # Below zero the height is of a picture stored from top to bottom.
+    width, height = (tf.cast(beginning.number(at, 4), tf.int32) for at in (18, 22))
+    return supported, name, (tf.cast(width, tf.int64), tf.cast(tf.abs(height), tf.int64)), NOWHERE, file
+
+
+def _read_webp(name, file, beginning):
+    # Chunks: a name, a length, so many bytes. An animation's pictures lie inside of its frames (ANMF).
+    content = Bytes(file)
+
+    def step(at, picture, end, exif):
+        chunk, length = content.part(at, 4), content.number(at + 4, 4)
+        is_frame, is_exif = (tf.reduce_all(chunk == list(text)) for text in (b"ANMF", b"EXIF"))
+        is_picture = tf.reduce_all(chunk[:3] == list(b"VP8")) & (chunk[3] != ord("X")) & (picture == 0)
+        after = at + 8 + length + length % 2
+        picture, end = tf.where(is_picture, at, picture), tf.where(is_picture, after, end)
+        exif = tf.where(is_exif, at + 8, exif)
+        return True, tf.where(is_frame, at + 24, after), picture, end, exif
+
+    picture, end, exif = _follow(file, 12, step, NOWHERE, NOWHERE, NOWHERE)
+    lossless = content.has(picture, b"VP8L")
+    packed = content.number(picture + 9, 4)  # 14 bits for each side less one
+    sides = [
+        tf.where(lossless, packed // 2**shift % 2**14 + 1, content.number(picture + at, 2) % 2**14)
+        for shift, at in ((0, 14), (14, 16))
+    ]
+    canvas = tf.stack([content.number(24, 3), content.number(27, 3)]) + 1
+    sides = _largest(sides, canvas * tf.cast(content.has(12, b"VP8X"), tf.int64))
+    whole = (picture > 0) & (content.number(4, 4) + 8 <= _length(file))
+    # The picture alone, as a file of its own, without transparency, of which TensorFlow wants to be told
+    # before: it is a chunk beside the picture, or announced by a bit in a lossless one.
+    flags = content.number(picture + 12, 1)
+    flags = tf.where(lossless & (flags // 16 % 2 == 1), flags - 16, flags)
+    end = tf.minimum(end, _length(file))
+    length = 4 + end - picture
+    still = [
+        b"RIFF",
+        _characters(length // [1, 2**8, 2**16, 2**24] % 256),
+        b"WEBP",
+        _text(file, picture, picture + 12),
+        _characters(flags[tf.newaxis]),
+        _text(file, picture + 13, end),
+    ]
+    return True, name, sides, exif, tf.where(whole, tf.strings.join(still), "")
+
+
+_READERS = (_read_jpeg, _read_png, _read_gif, _read_bmp, _read_webp)
+
+
+def _find_exif(file, name, first, step):
+    """Where EXIF begins; the segments are followed only where its name occurs in the file at all."""
+
+    def find():
+        content = Bytes(file)
+        return _follow(file, first, lambda at, exif: step(content, at), NOWHERE)[0]
+
+    return tf.cond(tf.strings.regex_full_match(file, rb"\C*" + name + rb"\C*"), find, lambda: NOWHERE)
+
+
+def _follow(file, first, step, *found, steps=MAX_STEPS):
+    """Goes from segment to segment of a file.
+
+    Args:
+        file: () string.
+        first: the first segment's place.
+        step: function (place, *found) -> (whether to go on, the next place, *found).
+        found: what is found, as before the first step.
+        steps: most steps.
+
+    Returns:
+        found, after the last step.
+    """
+    size = _length(file)
+
+    def body(at, *found):
+        goes_on, after, *found = step(at, *found)
+        return tf.where(goes_on, after, size), *found
+
+    start = (tf.convert_to_tensor(first, tf.int64), *map(tf.convert_to_tensor, found))
+    return tf.while_loop(lambda at, *_: at < size, body, start, maximum_iterations=steps)[1:]
+
+
+def _length(file):
+    return tf.cast(tf.strings.length(file), tf.int64)
+
+
+def _text(file, start, end):
+    """The bytes between two places, () string; less where the file ends before."""
+    size = _length(file)
+    start, end = tf.minimum(start, size), tf.minimum(end, size)
+    return tf.strings.substr(file, start, tf.maximum(end - start, 0))
+
+
+def _characters(numbers):
+    """Numbers 0..255 as the bytes of a () string."""
+    return tf.strings.reduce_join(tf.gather([bytes([byte]) for byte in range(256)], numbers))
+
+
+def _largest(some_sides, other_sides):
+    return tf.maximum(tf.stack(some_sides), tf.stack(other_sides))
