@@ -6,6 +6,7 @@ Axis letters: B batch, N branches (nb), M classes, h w c a projection.
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 

@@ -5,6 +5,8 @@ M is the number of classes, S the side of the images.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -53,17 +55,17 @@ class ImageData:
     cache: str = "auto"
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         """M."""
         return len(self.class_names)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str | None:
         """What tells this set from others of its name, or None; see `Source`."""
         return self.source.fingerprint
 
     @property
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What a run notes of its data, to know them again: a dict for JSON."""
         return {
             "dataset": self.name,
@@ -73,13 +75,13 @@ class ImageData:
         }
 
     @property
-    def in_memory(self):
+    def in_memory(self) -> bool:
         """Whether a split is held in memory, decoded, while it is used."""
         if self.cache == "auto":
             return sum(self.sizes.values()) * self.image_size**2 * 3 <= AUTO_BYTES
         return self.cache == "memory"
 
-    def examples(self, split):
+    def examples(self, split: str) -> tf.data.Dataset:
         """The preprocessed images of a split, in an order that never changes.
 
         Args:
@@ -96,7 +98,7 @@ class ImageData:
         examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return examples.apply(tf.data.experimental.assert_cardinality(self.sizes[split]))
 
-    def fetch(self, split):
+    def fetch(self, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """Random access to the images of a split, numbered in the order of `examples`.
 
         Args:
@@ -119,22 +121,22 @@ class ImageData:
         return fetch_image
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Of each channel over the training images, in 0..255."""
         return self._statistics[0]
 
     @property
-    def std(self):
+    def std(self) -> np.ndarray:
         """Standard deviation of each channel over the training images, in 0..255, at least `LEAST_STD`."""
         return self._statistics[1]
 
     @property
-    def coarse_names(self):
+    def coarse_names(self) -> tuple[str, ...] | None:
         """Names of the superclasses, or None."""
-        return self.coarse_feature and self.source.label_names(self.coarse_feature)
+        return self.source.label_names(self.coarse_feature) if self.coarse_feature else None
 
     @functools.cached_property
-    def coarse_of_class(self):
+    def coarse_of_class(self) -> tuple[int, ...]:
         """The superclass of each class: M indices into `coarse_names`.
 
         Found from the labels of the training split, when it is first asked for.
