@@ -10,7 +10,7 @@ import tensorflow as tf
 from dynkhydra_tf import losses
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from tests.conftest import TinyBackbone
+from tests.conftest import ROOT, TinyBackbone
 
 LABELS = [0, 1, 2, 3, 4, 5, 0, 3]
 
@@ -320,6 +320,15 @@ def test_a_model_of_version_0_1_says_nothing_of_freezing(make_plain, monkeypatch
 
     monkeypatch.setattr(TinyBackbone, "plain", frozen)
     assert not Plain.from_config(config).network.layers[0].trainable  # as the backbone makes it
+
+
+def test_the_optimizer_of_a_checkpoint_of_version_0_1_goes_on():
+    model = keras.models.load_model(ROOT / "tests/made_by_0_1/hydra/checkpoints/step-00000252.keras")
+    assert model.optimizer.iterations == 252
+    # Iterations and rate, then two moments of each trained variable.
+    moments = model.optimizer.variables[2:]
+    assert len(moments) == 2 * len(model.trainable_variables) > 0
+    assert all(np.abs(moment).max() > 0 for moment in moments)
 
 
 def test_tensorflows_own_checkpoint_holds_all_weights(make, batch, tmp_path):
