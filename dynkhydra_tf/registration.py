@@ -20,6 +20,7 @@ CLASSES = {
     "BasicBlock": "backbones.resnet",
     "BatchNorm": "backbones.blocks",
     "ConvBN": "backbones.blocks",
+    "CutNetwork": "backbones.cut_network",
     "DenseLayer": "backbones.densenet",
     "DenseNet": "backbones.densenet",
     "Hydra": "hydra",

@@ -7,6 +7,7 @@ Axis letters: B batch, N branches (nb), R routes (pairs of image and branch that
 H W C feature map of the stem, h w c projection of a branch.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ class Branches(keras.Layer):
         for branch in branches:
             branch.build(features_shape)
         # Of the weights alone: the random states of dropout layers are named by a counter, and any will do.
-        names = [sorted(weight.path for weight in branch.weights) for branch in branches]
+        names = [sorted(map(_name, branch.weights)) for branch in branches]
         if any(other != names[0] for other in names):
             raise ValueError(
                 "Twin branches must name their weights alike: give every layer of a branch an explicit name. "
@@ -99,7 +100,7 @@ class Branches(keras.Layer):
         self._runner = _Runner(branches[0], features_shape)
         for index, twins in enumerate(zip(*map(_variables_by_name, branches), strict=True)):
             stack = self.add_weight(
-                name=twins[0].path.replace("/", "_"),
+                name=_name(twins[0]).replace("/", "_"),
                 shape=(self.num_branches, *twins[0].shape),
                 dtype=twins[0].dtype,
                 initializer=lambda shape, dtype, twins=twins: tf.stack([twin.value for twin in twins]),
@@ -179,7 +180,12 @@ class Branches(keras.Layer):
 
 def _variables_by_name(branch):
     """A branch's variables in the order of the stacks; a functional model's own can differ by process."""
-    return sorted(branch.variables, key=lambda variable: variable.path)
+    return sorted(branch.variables, key=_name)
+
+
+def _name(variable):
+    """A variable's path; one that its layer gave no name is numbered by Keras, and that is left out."""
+    return re.sub(r"/variable(_\d+)?$", "/variable", variable.path)
 
 
 class _Runner:

@@ -174,9 +174,40 @@ class NetworkSettings(Checked):
     )
     backbone: str = setting(
         "resnet",
-        "The architecture that is cut in two. The paper: resnet and densenet for 32x32, ressep for 224x224.",
+        "The architecture that is cut in two. The paper: resnet and densenet for 32x32, ressep for 224x224. "
+        "Or any network of Keras: a name of keras.applications, or a .keras file that takes images (0..255); "
+        "the five flags below are for these.",
         role=Role.NETWORK,
-        choices=BACKBONES,
+        path=True,
+    )
+    weights: str | None = setting(
+        None,
+        "What such a network starts from: imagenet or, of a .keras file, its own (the defaults), none, or a "
+        "weights file.",
+        role=Role.NETWORK,
+        path=True,
+    )
+    cut: str | None = setting(
+        None,
+        "The layer at which such a network is cut; list shows where it can be, with what lies before it, and "
+        "trains nothing. Default: the last one before the map becomes as small as it is at the end.",
+        role=Role.NETWORK,
+    )
+    branch_blocks: tuple[str, ...] = setting(
+        (), "The ends of the blocks behind the cut that a branch keeps; default: all.", role=Role.NETWORK
+    )
+    branch_init: str = setting(
+        "tail",
+        "tail: the branches start from the weights of the network's layers behind the cut. fresh: from drawn "
+        "ones.",
+        role=Role.NETWORK,
+        choices=("tail", "fresh"),
+    )
+    freeze: str = setting(
+        "none",
+        "stem: what lies before the cut keeps its weights, and is not trained.",
+        role=Role.NETWORK,
+        choices=("none", "stem"),
     )
     depth: int = setting(
         1, "d, blocks per stage. The paper: 1 to 7 and 9; densenet 1 to 4.", role=Role.NETWORK, least=1
@@ -229,9 +260,27 @@ class NetworkSettings(Checked):
     )
 
     def check(self) -> None:
-        """Checks K against nb."""
+        """Checks K against nb, and the flags of one kind of backbone against the other."""
+        own = ("depth", "stem_width", "branch_width", "gater_width")
+        keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze")
+        others = own if self.is_of_keras else keras
+        if wrong := [name for name in others if getattr(self, name) != self.default(name)]:
+            kind = ", ".join(BACKBONES) if self.is_of_keras else "networks of Keras"
+            raise UserError(f"--{wrong[0]} is for {kind}. Received: --backbone={self.backbone}")
+        if self.weights == "none" and self.freeze != "none":
+            raise UserError("--freeze=stem would keep drawn weights as they are: leave --weights=none out")
         if self.top_k > self.num_branches:
             raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")
+
+    @property
+    def is_of_keras(self) -> bool:
+        """Whether the backbone is not one of ours."""
+        return self.backbone not in BACKBONES
+
+    @classmethod
+    def default(cls, name: str) -> object:
+        """The default of a field."""
+        return cls.__dataclass_fields__[name].default
 
 
 def _drop(text: str) -> tuple[int, float]:

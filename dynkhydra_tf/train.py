@@ -6,6 +6,7 @@ The flags are in dynkhydra_tf/settings.py (`python train.py --help`). The same c
 killed run stopped.
 """
 
+import os
 import statistics
 from typing import Any
 
@@ -17,6 +18,11 @@ from dynkhydra_tf.tables import table
 
 def main(settings: Settings) -> None:
     """Trains what the settings describe, or goes on with it; tells what came out."""
+    if settings.network.cut == "list":
+        from dynkhydra_tf.cut_list import cut_list
+
+        print(cut_list(settings))
+        return
     with RunDirectory.open(settings) as run:
         if run.finished:
             more = settings.optimisation.schedule == "piecewise"
@@ -38,11 +44,12 @@ def train(settings: Settings, run: RunDirectory) -> None:
 
     from dynkhydra_tf import losses
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
-    from dynkhydra_tf.backbones import make_backbone
+    from dynkhydra_tf.backbones import open_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
     from dynkhydra_tf.data import (
         Augmentation,
         evaluation_batches,
+        find_entry,
         open_data,
         steps_per_epoch,
         training_batches,
@@ -58,10 +65,14 @@ def train(settings: Settings, run: RunDirectory) -> None:
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     network, how, optimisation = settings.network, settings.partition, settings.optimisation
     branched = network.system == "hydra"
+    backbone = give = None
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
     if settings.data.dataset == "folder":
         check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
+    if not run.continued:
+        size = settings.data.image_size or find_entry(settings.data.dataset).image_size
+        backbone, give = open_backbone(network, size)
     data = open_data(settings.data, settings.place.cache_dir)
     if run.continued:
         run.check_data(data.record)
@@ -88,9 +99,10 @@ def train(settings: Settings, run: RunDirectory) -> None:
         )
 
     # === Model: the last checkpoint's, or a new one ===
-    keras.utils.set_random_seed(optimisation.seed)
-    backbone = make_backbone(network, data.image_size)
     model, done = run.load_checkpoint() if run.continued else (None, 0)
+    if model is None and backbone is None:  # killed before the first one
+        backbone, give = open_backbone(network, data.image_size)
+    keras.utils.set_random_seed(optimisation.seed)
     if model is None:
         given: dict[str, Any] = {
             "mean": data.mean,
@@ -111,6 +123,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
             )
         else:
             model = Plain(backbone, data.num_classes, **given)
+        if give:
+            model.set_first_weights(give)
         model.compile(optimizer)
         model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
     else:
@@ -130,7 +144,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===
-    plain = plain_costs(backbone, data.num_classes)
+    plain = plain_costs(model.backbone, data.num_classes)
     if branched:
         results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)
         flops = {
@@ -180,7 +194,8 @@ def tell(run: FinishedRun) -> None:
         count = str(network.num_branches)
         lines.append(row("this model (mean lambda)", f"{summary['active_branches']:.2f}", flops["total"]))
         lines.append(row(f"all {count} branches", count, flops["all_branches"]))
-    lines.append(row(f"plain {network.backbone}, d={network.depth}", "-", plain))
+    depth = "" if network.is_of_keras else f", d={network.depth}"
+    lines.append(row(f"plain {os.path.basename(network.backbone)}{depth}", "-", plain))
     images = f", {run.sizes['test']} test images" if run.sizes else ""
     print(
         f"\n{run.settings.data.dataset}{images}: top-1 {summary['top1']:.2%}, top-5 "

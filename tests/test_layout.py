@@ -17,7 +17,7 @@ ORDER = """
 errors paper_numbers machine import_hooks quiet
 files tables fields registration meter flop_count
 settings caches predictions
-flags
+flags applications
 cli gating routing losses heads targets optimisation
 backbones
 folding model_parts reports
@@ -28,7 +28,7 @@ runs progress figures
 training
 costs
 accuracy
-evaluation
+evaluation cut_list
 serving
 benchmark paper
 analysis

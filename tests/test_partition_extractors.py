@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dynkhydra_tf import applications
+from dynkhydra_tf.applications import INPUT_SIZES, application_names
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.partition import extractors
-from dynkhydra_tf.partition.extractors import INPUT_SIZES, application_names, build_extractor
+from dynkhydra_tf.partition.extractors import build_extractor
 
 # Keras 3.15 with numpy 2 warns for every variable it saves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -183,7 +184,7 @@ def test_other_normalisation_is_left_alone():
     layer = keras.layers.Normalization()
     model = keras.Sequential([keras.Input((8, 8, 3)), layer])
     layer.adapt_variance.assign([0.05, 0.05, 0.05])
-    extractors._mend_normalisation(model)
+    applications.mend_normalisation(model)
     np.testing.assert_allclose(layer.adapt_variance, 0.05)
 
 
@@ -197,7 +198,7 @@ def test_input_sizes_are_those_of_keras():
         with pytest.raises(ValueError, match="imagenet") as error:
             getattr(keras.applications, name)(input_shape=(48, 48, 3))
         size = int(re.search(r"should be \((\d+),", str(error.value))[1])
-        assert INPUT_SIZES.get(name, extractors.DEFAULT_INPUT_SIZE) == size, name
+        assert INPUT_SIZES.get(name, applications.DEFAULT_INPUT_SIZE) == size, name
     assert set(INPUT_SIZES) <= set(names)
 
 
@@ -246,7 +247,7 @@ def test_no_network(monkeypatch):
 
 @pytest.mark.usefixtures("empty_keras_cache")
 def test_a_network_that_never_answers(monkeypatch):
-    monkeypatch.setattr(extractors, "NETWORK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(applications, "NETWORK_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", server.getsockname())
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address])

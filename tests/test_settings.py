@@ -75,12 +75,14 @@ def test_choices_are_those_of_what_they_stand_for():
         "cache": data.CACHES,
         "partition": partition.STRATEGIES,
         "system": ("hydra", "plain"),
-        "backbone": tuple(sorted(backbones.BACKBONES)),
+        "branch_init": ("tail", "fresh"),
+        "freeze": ("none", "stem"),
         "combine": gating.COMBINATIONS,
         "routing": routing.ROUTINGS,
         "schedule": ("piecewise", "cosine", "linear"),
         "optimizer": ("adamw", "sgd"),
     }
+    assert sorted(backbones.BACKBONES) == list(settings.BACKBONES)
     assert sorted(DATASETS) == list(settings.DATASETS)
 
 

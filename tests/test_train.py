@@ -11,6 +11,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 import pytest
 
 from dynkhydra_tf import evaluation, export, train
@@ -106,6 +107,30 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
     (run / "data.json").write_text(json.dumps({**data, "sizes": {**data["sizes"], "train": 1197}}))
     assert command("--epochs=1", "--warmup_epochs=0") == 2
     assert "was trained on other images: 1197 images for train then, 1198 now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["hydra", "plain"])
+def test_a_network_of_keras_trains_goes_on_and_needs_its_file_no_more(command, tmp_path, capsys, system):
+    x = inputs = keras.Input((None, None, 3))
+    for name, filters in (("block1", 4), ("block2", 8)):
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"{name}_conv")(x)
+        x = keras.layers.ReLU(name=f"{name}_relu")(keras.layers.BatchNormalization(name=f"{name}_bn")(x))
+    path = tmp_path / "network.keras"
+    keras.Model(inputs, x).save(path)
+    arguments = (f"--system={system}", f"--backbone={path}", "--freeze=stem", "--schedule=piecewise")
+    assert command(*arguments, "--epochs=1") is None
+    printed = capsys.readouterr().out
+    assert "plain network.keras  " in printed
+    model = keras.models.load_model(tmp_path / "run" / "model.keras")
+    stem = model.stem if system == "hydra" else model.network.layers[0].layers[0]
+    source = keras.models.load_model(path)
+    np.testing.assert_array_equal(
+        stem.get_layer("block1_conv").kernel, source.get_layer("block1_conv").kernel
+    )
+    path.unlink()
+    assert command(*arguments, "--epochs=2") is None
+    assert "going on after step 5" in capsys.readouterr().out
 
 
 def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys, monkeypatch):
@@ -258,7 +283,7 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
     [
         ("data", "training_batches"),
         ("data", "evaluation_batches"),
-        ("backbones", "make_backbone"),
+        ("backbones", "open_backbone"),
         ("plain", "Plain"),
     ],
 )

@@ -47,6 +47,12 @@ class Backbone(abc.ABC):
         """
         return None
 
+    @property
+    def description(self) -> str:
+        """What it is in one line, for people."""
+        sizes = ", ".join(f"{name} {value}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}, {sizes}"
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for Keras's serialisation."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # a subclass is a dataclass

@@ -3,51 +3,29 @@
 Axis letters: B batch, H W C image, S input size of the network, F features.
 """
 
-import contextlib
-import difflib
 import functools
-import hashlib
 import inspect
 import os
-import socket
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf.applications import (
+    DEFAULT_INPUT_SIZE,
+    IMAGENET,
+    INPUT_SIZES,
+    application_names,
+    build_application,
+    digest,
+    first_line,
+    suggestion,
+)
 from dynkhydra_tf.errors import UserError
 
 PIXELS = "pixels"
-IMAGENET = "imagenet"
-
-# Where Keras's own input size is not 224. Keras has no function that tells it, and building a network
-# with its top just to read it off takes seconds; a test holds this table against Keras.
-INPUT_SIZES = {
-    "EfficientNetB1": 240,
-    "EfficientNetB2": 260,
-    "EfficientNetB3": 300,
-    "EfficientNetB4": 380,
-    "EfficientNetB5": 456,
-    "EfficientNetB6": 528,
-    "EfficientNetB7": 600,
-    "EfficientNetV2B1": 240,
-    "EfficientNetV2B2": 260,
-    "EfficientNetV2B3": 300,
-    "EfficientNetV2S": 384,
-    "EfficientNetV2M": 480,
-    "EfficientNetV2L": 480,
-    "InceptionResNetV2": 299,
-    "InceptionV3": 299,
-    "NASNetLarge": 331,
-    "Xception": 299,
-}
-DEFAULT_INPUT_SIZE = 224
-
-# A network that drops packets instead of refusing them would hold Keras's download up for minutes.
-NETWORK_TIMEOUT_S = 15
 
 
 class Network(NamedTuple):
@@ -144,24 +122,19 @@ def build_extractor(name: str, weights: str | os.PathLike = IMAGENET) -> Extract
     if name == PIXELS:
         return Extractor(PIXELS, PIXELS, _pixels)
     if str(name).endswith(".keras"):
-        digest = _digest(name, "feature extractor")
-        return Extractor(os.path.basename(name), f"keras-file:{digest}", lambda: _load_file(name))
+        content = digest(name, "feature extractor")
+        return Extractor(os.path.basename(name), f"keras-file:{content}", lambda: _load_file(name))
     names = application_names()
     if name not in names:
         raise UserError(
-            f"Unknown feature extractor {name!r}.{_suggestion(name, [*names, PIXELS])} Choose {PIXELS}, a "
+            f"Unknown feature extractor {name!r}.{suggestion(name, [*names, PIXELS])} Choose {PIXELS}, a "
             f"path ending in .keras, or one of keras.applications: {', '.join(names)}."
         )
     if weights == IMAGENET:
         return Extractor(name, f"{name}:{IMAGENET}", lambda: _load_application(name, IMAGENET))
-    digest = _digest(weights, "feature weights")
+    content = digest(weights, "feature weights")
     artefact_name = f"{name} ({os.path.basename(weights)})"
-    return Extractor(artefact_name, f"{name}:{digest}", lambda: _load_application(name, weights))
-
-
-def application_names() -> list[str]:
-    """The model functions of `keras.applications`, sorted."""
-    return [name for name, _ in inspect.getmembers(keras.applications, inspect.isfunction)]
+    return Extractor(artefact_name, f"{name}:{content}", lambda: _load_application(name, weights))
 
 
 def _pixels() -> Network:
@@ -176,7 +149,7 @@ def _load_file(path: str | os.PathLike) -> Network:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its parts raise on a damaged file
         raise UserError(
-            f"Feature extractor {path} cannot be loaded as a Keras model ({_first_line(error)}): give a file "
+            f"Feature extractor {path} cannot be loaded as a Keras model ({first_line(error)}): give a file "
             "saved by Keras 3, or another extractor."
         ) from error
     shape, output_shape = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
@@ -190,86 +163,14 @@ def _load_file(path: str | os.PathLike) -> Network:
 
 
 def _load_application(name: str, weights: str | os.PathLike) -> Network:
-    build = getattr(keras.applications, name)
-    preprocess = inspect.getmodule(build).preprocess_input
     size = INPUT_SIZES.get(name, DEFAULT_INPUT_SIZE)
-    build = functools.partial(build, include_top=False, pooling="avg", input_shape=(size, size, 3))
-    if weights == IMAGENET:
-        try:
-            with _network_timeout(NETWORK_TIMEOUT_S):
-                model = build(weights=IMAGENET)
-        except Exception as error:  # Keras raises a bare Exception where the download fails
-            raise UserError(
-                f"The ImageNet weights of {name} are neither in Keras's cache nor to be downloaded "
-                f"({_first_line(error)}). Pass --feature_weights=PATH, a file of them, or another "
-                "--feature_extractor: a .keras file or pixels."
-            ) from error
-    else:
-        model = build(weights=None)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # one for each layer that does not fit
-                model.load_weights(weights)
-        except Exception as error:  # Keras, h5py and zipfile each raise their own
-            raise UserError(
-                f"Feature weights {weights} do not fit {name} without its top ({_first_line(error)}): give a "
-                "weights file of this network."
-            ) from error
-        _mend_normalisation(model)
+    another = "another --feature_extractor: a .keras file or pixels"
+    ways_out = f"Pass --feature_weights=PATH, a file of them, or {another}."
+    model = build_application(name, weights, size, "Feature weights", ways_out, pooling="avg")
+    preprocess = inspect.getmodule(getattr(keras.applications, name)).preprocess_input
     return Network(size, lambda images: model(preprocess(images), training=False))
-
-
-# What the ImageNet weights files of EfficientNet have as the *variance* of their Normalization layer.
-IMAGENET_STDDEV_RGB = (0.229, 0.224, 0.225)
-
-
-def _mend_normalisation(model: keras.Model) -> None:
-    """Gives EfficientNet with ImageNet weights from a file the input scale they were trained with.
-
-    The files hold standard deviations where the layer wants variances. Keras makes up for it by a layer
-    of its own, but only for weights="imagenet"; from a path the same file gives other features
-    (tensorflow/tensorflow#62193). Squaring the value here does what that layer does.
-    """
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization) and layer.input_variance is None:
-            variance = keras.ops.convert_to_numpy(layer.adapt_variance)
-            if np.allclose(variance, IMAGENET_STDDEV_RGB):
-                layer.adapt_variance.assign(variance**2)
-                layer.finalize_state()
-
-
-@contextlib.contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """Limits how long a download may stand still; Keras itself sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _digest(path: str | os.PathLike, what: str) -> str:
-    """SHA-256 of a file's content, in hex."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"No {what} file at {path} ({error.strerror}): give the path of a file that exists."
-        ) from error
-
-
-def _suggestion(name: str, names: list[str]) -> str:
-    """A sentence with the nearest allowed name, whatever its case; empty where none is near."""
-    by_lower = {allowed.lower(): allowed for allowed in names}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def _is_shape(shape: Any, rank: int) -> bool:
     """Whether this is one shape of this rank, and not several, for several inputs or outputs."""
     return isinstance(shape, tuple) and len(shape) == rank and not isinstance(shape[0], tuple)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -120,7 +120,7 @@ def _picture(trained):
 
 
 def _backbone(model):
-    return f"- Backbone: {type(model.backbone).__name__}, {_settings(model.backbone.get_config())}."
+    return f"- Backbone: {model.backbone.description}."
 
 
 def _training(trained, more=""):

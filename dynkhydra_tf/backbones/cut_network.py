@@ -1,0 +1,132 @@
+"""Any functional network of Keras as a backbone: cut in two at one of its layers.
+
+Stem: what lies before the cut. A branch: the tail behind it, or some of its blocks. The plain network: both.
+The gater's trunk is not another tail but a layer on the pooled map: with the classifier behind it that is a
+network of two layers, at a small part of a branch's cost.
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any, Self
+
+import keras
+
+from dynkhydra_tf.backbones.base import Backbone, DType
+from dynkhydra_tf.backbones.blocks import ConvBN
+from dynkhydra_tf.backbones.chain import Layers, between, build, narrow_places, without
+
+GATE_UNITS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class CutNetwork(Backbone):
+    """A network of Keras before and after a layer; made by `open_network`.
+
+    It holds the whole architecture, so that a saved model needs neither the file nor the function that the
+    network came from.
+
+    Args:
+        name: str, what the network is called.
+        image_size: int, height and width of an image in pixels.
+        architecture: str, JSON of the layers' configurations, see `chain.py`; the first is the input.
+        cut: str, the name of the stem's last layer.
+        dropped: the stretches of the tail that a branch leaves out: (first layer, last layer) each.
+        scale, offset: three floats each: the network wants scale * image + offset, image in 0..255.
+        bgr: bool, whether it wants the channels in the order blue, green, red; scale and offset are in it.
+        frozen_stem: bool, whether the stem's weights are not trained.
+        keep_statistics: bool, whether batch normalisation stays as it is at inference while the network is
+            trained: the statistics that it came with are better than those of few images.
+    """
+
+    name: str
+    image_size: int
+    architecture: str
+    cut: str
+    dropped: tuple[tuple[str, str], ...] = ()
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+    bgr: bool = False
+    frozen_stem: bool = False
+    keep_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the cut.
+
+        Raises:
+            ValueError: the network cannot be cut there, or nothing is left behind it.
+        """
+        if self.cut not in narrow_places(self._layers)[1:-1]:
+            raise ValueError(
+                f"cut must be a layer through which all of {self.name} goes on. Received: cut={self.cut!r}"
+            )
+
+    @functools.cached_property
+    def _layers(self) -> Layers:
+        return json.loads(self.architecture)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
+    def normalizer(self) -> keras.Layer:
+        """Returns what the network's own preprocessing is outside of it; what is inside is in the stem."""
+        images = x = keras.Input(self.input_shape)
+        if self.bgr:
+            x = keras.ops.stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)
+        x = keras.layers.Rescaling(list(self.scale), list(self.offset), dtype="float32")(x)
+        return keras.Model(images, x, name="normalize")
+
+    def stem(self, dtype: DType = None) -> keras.Model:
+        """Returns the network up to the cut."""
+        layers = between(self._layers, self._layers[0]["name"], self.cut)
+        return self._build(layers, self.input_shape, "stem", dtype, frozen=self.frozen_stem)
+
+    def branch(self, dtype: DType = None) -> keras.Model:
+        """Returns the tail, without the blocks that are left out."""
+        layers = self._tail
+        for first, last in self.dropped:
+            names = [layer["name"] for layer in layers]
+            stretch = layers[names.index(first) : names.index(last) + 1]
+            layers = layers[: -len(stretch)] if last == names[-1] else without(layers, stretch)
+        return self._build(layers, self.map_shape, "branch", dtype)
+
+    def gater_trunk(self, dtype: DType = None) -> keras.Sequential:
+        """Returns the hidden layer on the pooled map: (B, H, W, C) -> (B, 1, 1, GATE_UNITS)."""
+        pool = keras.layers.GlobalAveragePooling2D(keepdims=True, dtype=dtype, name="pool")
+        return keras.Sequential([pool, ConvBN(GATE_UNITS, 1, dtype=dtype, name="hidden")], name="gater_trunk")
+
+    def plain(self, dtype: DType = None) -> keras.Sequential:
+        """Returns the network: the stem and the whole tail."""
+        tail = self._build(self._tail, self.map_shape, "tail", dtype)
+        return keras.Sequential([self.stem(dtype), tail], name="plain")
+
+    @functools.cached_property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the map at the cut."""
+        return tuple(self.stem().output.shape[1:])
+
+    @property
+    def _tail(self) -> Layers:
+        return between(self._layers, self.cut, self._layers[-1]["name"])
+
+    def _build(self, layers, shape, name, dtype, frozen=False):
+        return build(layers, shape, name, dtype, frozen=frozen, keep_statistics=self.keep_statistics)
+
+    @property
+    def description(self) -> str:
+        """What it is, without the whole architecture."""
+        left_out = "".join(f", without {last}" for _, last in self.dropped)
+        return f"{self.name} for {self.image_size} px, cut at {self.cut}{left_out}"
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, in lists where Keras would make more of tuples."""
+        return json.loads(json.dumps(super().get_config()))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Returns the backbone that `get_config` described."""
+        tuples = {name: tuple(config[name]) for name in ("scale", "offset")}
+        return cls(**{**config, **tuples, "dropped": tuple(map(tuple, config["dropped"]))})
