@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones.chain import between, build
 from dynkhydra_tf.backbones.pretrained import NO_WEIGHTS, OpenNetwork, open_network
-from dynkhydra_tf.costs import count_flops
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.flop_count import count_flops
 from dynkhydra_tf.folding import fold
 from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.tables import table

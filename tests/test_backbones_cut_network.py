@@ -176,6 +176,15 @@ def test_a_frozen_stem_and_kept_statistics_stay_while_the_rest_is_trained(opened
 def test_kept_statistics_are_not_trained_in_the_branches_either(models):
     names = [stack.path for stack in models[0].branches.trainable_variables]
     assert any("project_conv" in name for name in names) and not any("_bn_" in name for name in names)
+    features, needed = (
+        np.random.default_rng(0).normal(5, 9, (3, 8, 8, 6)).astype(np.float32),
+        np.eye(3, 2) > 0,
+    )
+    before = [stack.numpy() for stack in models[0].branches.stacks if "moving" in stack.path]
+    models[0].branches(features, needed, training=True)
+    after = [stack.numpy() for stack in models[0].branches.stacks if "moving" in stack.path]
+    assert before
+    np.testing.assert_equal(after, before)
 
 
 def test_a_branch_of_some_blocks(opened, network):
@@ -216,11 +225,15 @@ def test_mixed_precision_leaves_the_images_preprocessing_alone(opened):
     assert stem.get_layer("first_conv").compute_dtype == "bfloat16"
 
 
-def test_the_settings_make_it(path):
+def test_the_settings_make_it(path, capsys):
     settings = NetworkSettings(backbone=path, cut="block3_add", freeze="stem")
     backbone, give = open_backbone(settings, 16)
     assert (backbone.cut, backbone.frozen_stem, backbone.keep_statistics) == ("block3_add", True, True)
     assert give is not None
+    assert capsys.readouterr().out == (
+        "small.keras: what follows block4_add is taken off, its pooling and its head (classes)\n"
+        "small.keras for 16 px, cut at block3_add\n"
+    )
     drawn = NetworkSettings(backbone=path, weights="none")
     assert open_backbone(drawn, 16)[1] is None and not open_backbone(drawn, 16)[0].keep_statistics
     assert make_backbone(settings, 16).cut == "block3_add"
@@ -397,6 +410,7 @@ def test_the_known_families(name, cut, normalised, tmp_path):
     assert costs["stem"] > costs["branch"] > costs["gater"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LITE.exists(), reason=f"{LITE} is not there: a file of pretrained weights")
 def test_a_pretrained_file():
     opened = open_network(str(LITE), 64)

@@ -45,7 +45,7 @@ def make_backbone(network: NetworkSettings, image_size: int, depth: int | None =
 def open_backbone(network: NetworkSettings, image_size: int) -> tuple[Backbone, GiveWeights | None]:
     """Returns the backbone of the settings, and what gives a new model the weights it is to start from.
 
-    The second is None where these are the ones that Keras draws.
+    The second is None where these are the ones that Keras draws. What becomes of a network of Keras is told.
 
     Raises:
         UserError: a network of Keras, or its weights, that cannot be had, opened or cut.
@@ -54,4 +54,5 @@ def open_backbone(network: NetworkSettings, image_size: int) -> tuple[Backbone, 
         return make_backbone(network, image_size), None
     opened = open_network(network.backbone, image_size, network.weights)
     backbone = opened.cut(network.cut, network.branch_blocks, frozen_stem=network.freeze == "stem")
+    print(*([opened.left_out] if opened.left_out else []), backbone.description, sep="\n", flush=True)
     return backbone, opened.give(fresh_branches=network.branch_init == "fresh") if opened.pretrained else None

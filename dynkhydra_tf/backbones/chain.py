@@ -79,7 +79,7 @@ def points(layers: Layers) -> list[Point]:
     return list(found.values())
 
 
-def _blocks(layers) -> dict[str, str | None]:
+def _blocks(layers: Layers) -> dict[str, str | None]:
     """The block of each layer by the layers' names; None for those that belong to none."""
     blocks: dict[str, str | None] = {}
     for layer in layers:

@@ -67,7 +67,7 @@ class CutNetwork(Backbone):
         return json.loads(self.architecture)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(H, W, 3)."""
         return (self.image_size, self.image_size, 3)
 

@@ -4,7 +4,8 @@ import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,7 +48,7 @@ class OpenNetwork:
     shapes: dict[str, tuple[int, ...]]
     network: keras.Model
     pretrained: bool
-    preprocessing: dict[str, object]
+    preprocessing: dict[str, Any]
     left_out: str
 
     @property
@@ -211,7 +212,7 @@ def _load_application(name, image_size, weights):
     return network, _preprocessing(inspect.getmodule(getattr(keras.applications, name)).preprocess_input)
 
 
-def _preprocessing(function) -> dict[str, object]:
+def _preprocessing(function: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
     """Reads the scale, the offset and the order of the channels off a function of keras.applications."""
     offset = function(np.zeros((1, 1, 1, 3), np.float32))[0, 0, 0]
     pure = [np.reshape(255 * row, (1, 1, 1, 3)).astype(np.float32) for row in np.eye(3)]
@@ -219,7 +220,7 @@ def _preprocessing(function) -> dict[str, object]:
     bgr = bool(slopes[0, 2])
     scale = np.diag(slopes[::-1] if bgr else slopes)
     # To the digits that they are written with: float32 leaves some noise behind these.
-    exact = {"scale": scale, "offset": offset}
+    exact: dict[str, Any] = {"scale": scale, "offset": offset}
     return {name: tuple(float(f"{value:.7g}") for value in values) for name, values in exact.items()} | {
         "bgr": bgr
     }
@@ -271,7 +272,7 @@ def _check_input(network, title):
         )
 
 
-def _architecture(network, title) -> Layers:
+def _architecture(network: keras.Model, title: str) -> Layers:
     """The configurations of the layers; the statistics of `Normalization` are in them, not in weights."""
     layers = json.loads(json.dumps(network.get_config()["layers"]))
     for config in layers:
@@ -285,7 +286,7 @@ def _architecture(network, title) -> Layers:
     return layers
 
 
-def _without_head(layers, title) -> tuple[Layers, str]:
+def _without_head(layers: Layers, title: str) -> tuple[Layers, str]:
     """Takes off what follows the last map; returns the layers left and what went, in words."""
     narrow = narrow_places(layers)
     ends = [layer for layer in layers if layer["name"] in narrow and layer["class_name"] in _POOLINGS]
