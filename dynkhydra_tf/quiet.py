@@ -10,27 +10,41 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# What TensorFlow 2.21 writes while it is imported, and whatever its log level: before its logging is set up.
+# What TensorFlow 2.21 writes while it is imported, and LiteRT when it begins, whatever the log level.
 NOISE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|I\d{4} .*"
     rb"|To enable the following instructions: "
+    rb"|INFO: Created TensorFlow Lite XNNPACK delegate for CPU"
 )
 
+SILENT = "3"  # of TF_CPP_MIN_LOG_LEVEL
 GPU = "/dev/nvidia0"
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Imports TensorFlow without its noise; anything else that is written to stderr meanwhile comes through.
+    """Imports TensorFlow without its noise; a GPU that it cannot use is told.
 
-    After it, TensorFlow writes nothing to its log; what fails is told by exceptions. Where
-    TF_CPP_MIN_LOG_LEVEL is set, nothing is changed.
+    After it, TensorFlow writes nothing to its log; what fails is told by exceptions.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", SILENT)
+    with without_noise():
+        yield
+    if os.path.exists(GPU) and not sys.modules["tensorflow"].config.list_physical_devices("GPU"):
+        message = "TensorFlow does not use this machine's GPU; with TF_CPP_MIN_LOG_LEVEL=0 it says why."
+        print(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Keeps the noise from stderr; anything else that is written to it comes through.
+
+    Where TF_CPP_MIN_LOG_LEVEL asks for TensorFlow's log, nothing is kept.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", SILENT) != SILENT:
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     # A process of its own: what TensorFlow says when it ends this one must come through, too.
     passing_on = subprocess.Popen([sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE)
     sys.stderr.flush()
@@ -43,9 +57,6 @@ def quietly() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         passing_on.communicate()
-    if os.path.exists(GPU) and not sys.modules["tensorflow"].config.list_physical_devices("GPU"):
-        message = "TensorFlow does not use this machine's GPU; with TF_CPP_MIN_LOG_LEVEL=0 it says why."
-        print(message, file=sys.stderr)
 
 
 def _pass_on() -> None:

@@ -1,6 +1,7 @@
 import collections
 
 import keras
+import numpy as np
 import pytest
 
 from dynkhydra_tf.backbones import ResNet
@@ -30,6 +31,13 @@ def resnet():
     keras.utils.set_random_seed(0)
     model = Hydra(ResNet(depth=1), (0, 0, 1, 1, 2, 2), top_k=2, branch_weight=0.0)
     return model, to_litert(model, 0.3)
+
+
+def test_it_begins_without_a_word(resnet, capfd, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    assert run(resnet[1])(np.zeros((2, 32, 32, 3), np.uint8))["probabilities"].shape == (2, 6)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_float32_is_little_more_than_the_weights(resnet):

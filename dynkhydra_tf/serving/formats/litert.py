@@ -8,6 +8,7 @@ import tensorflow as tf
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.quiet import without_noise
 from dynkhydra_tf.serving.formats import single_file
 from dynkhydra_tf.serving.served_model import QUANTIZATIONS, ServedModel
 
@@ -71,6 +72,8 @@ def run(content: bytes, threads: int | None = None) -> Callable:
         UserError: LiteRT is not installed.
     """
     runtime = single_file.installed("ai_edge_litert.interpreter", "litert")
-    interpreter = runtime.Interpreter(model_content=content, num_threads=threads)
+    with without_noise():
+        interpreter = runtime.Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
     signature = interpreter.get_signature_runner("serving_default")
     return lambda images: signature(images=images)
