@@ -48,6 +48,17 @@ class Options(Checked):
     batch_sizes: tuple[int, ...] = setting(
         BATCH_SIZES, "Batch sizes to warm up, and those that the server may batch requests to.", least=1
     )
+    max_batch: int | None = setting(
+        None,
+        "The most images of a request; default: as many as have the pixels of 256 of 32 x 32, and no fewer "
+        "than the largest of batch_sizes.",
+        least=1,
+    )
+    max_pixels: int | None = setting(
+        None,
+        "Of the largest picture in a request; default: 4 megapixels, or 256 times an image of the network.",
+        least=1,
+    )
 
     # === Which tau ===
     tau: float | None = setting(None, "The threshold to serve with; default: the run's.", least=0, below=1)
@@ -96,7 +107,7 @@ def main(options: Options) -> None:
     from dynkhydra_tf.costs import hydra_costs, plain_costs
     from dynkhydra_tf.data import find_entry
     from dynkhydra_tf.plain import Plain
-    from dynkhydra_tf.serving.model_card import hydra_card, plain_card
+    from dynkhydra_tf.serving.model_card import hydra_card, plain_card, requests_text
 
     # === What to export: all that can be wrong is found before any long work ===
     format = FORMATS[options.format]
@@ -114,6 +125,8 @@ def main(options: Options) -> None:
         input_dtype=options.input_dtype,
         batch_sizes=options.batch_sizes,
         quantize=options.quantize,
+        max_batch=options.max_batch,
+        max_pixels=options.max_pixels,
     )
     served.check_options(options.format, format.OPTIONS)
     if isinstance(model, Plain) and options.tau_flags:
@@ -134,6 +147,8 @@ def main(options: Options) -> None:
         served = dataclasses.replace(served, tau=choice.tau, card=card)
 
     # === Write ===
+    if "max_batch" in format.OPTIONS:
+        served = dataclasses.replace(served, card=served.card + requests_text(served))
     print(format.convert(served, options.export_dir))
 
 

@@ -66,7 +66,8 @@ def model():
 @pytest.fixture(scope="module")
 def export(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("served")
-    write_version(to_serve(model, CLASSES, top_classes=2, batch_sizes=(1,)), directory)
+    settings = {"top_classes": 2, "batch_sizes": (1,), "max_batch": 100_000}
+    write_version(to_serve(model, CLASSES, **settings), directory)
     return directory
 
 
@@ -168,8 +169,6 @@ def test_eight_clients_at_once(rest, expected):
         ({"images": IMAGES * np.nan}, "serving_default", "Unrecognized request format"),  # NaN is no JSON
         ({"images": IMAGES[:1], "tau": [2.0]}, "with_tau", r"tau must be in \[0, 1\)"),
         ({"images": IMAGES}, "with_tau", "list of objects with the keys"),
-        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF, BMP or WebP"),
-        ({"image_bytes": [FILES[0][:40]]}, "image_bytes", "PNG"),
     ],
 )
 def test_bad_requests(rest, expected, inputs, signature, message):
@@ -497,10 +496,9 @@ def test_grpc_status(rpc, target):
         ({"images": IMAGES}, "no_such", "signature must be one of"),
         ({"image": IMAGES}, "serving_default", "takes the inputs"),
         ({"images": IMAGES[:, :7]}, "serving_default", r"images must be \(B, 8, 8, 3\)"),
-        ({"images": IMAGES[:0]}, "serving_default", "images is empty"),
+        ({"images": IMAGES[:0]}, "serving_default", "images must be 1 to"),
         ({"images": IMAGES / 2}, "serving_default", "double"),
         ({"images": IMAGES[:1], "tau": [2.0]}, "with_tau", r"tau must be in \[0, 1\)"),
-        ({"image_bytes": [b"no picture"]}, "image_bytes", "must be JPEG, PNG, GIF, BMP or WebP"),
     ],
 )
 def test_bad_requests_over_grpc(rpc, expected, inputs, signature, message):
@@ -591,7 +589,7 @@ def test_the_command_goes_on_after_bad_photos(run_client, target, photos, saved_
     assert (status, out) == (1, lines(photos, saved_model, 2))
     missing, refused, end = err.splitlines()
     assert missing == "missing.jpg: cannot be read: No such file or directory"
-    assert refused.startswith(f"{broken}: {target}, tiny: INVALID_ARGUMENT: ")
+    assert refused == f"{broken}: not JPEG, PNG, GIF, BMP or WebP"
     assert end == f"error: 2 of 4 photos failed: missing.jpg, {broken}"
 
 

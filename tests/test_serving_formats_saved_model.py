@@ -128,7 +128,7 @@ BAD = [
     ("serving_default", {"images": np.zeros((1, 9, 8, 3), np.uint8)}, "images must be \\(B, 8, 8, 3\\)"),
     ("serving_default", {"images": np.zeros((1, 8, 8, 1), np.uint8)}, "images must be"),
     ("serving_default", {"images": np.zeros((1, 0, 8, 3), np.uint8)}, "images must be"),
-    ("serving_default", {"images": np.zeros((0, 8, 8, 3), np.uint8)}, "images is empty"),
+    ("serving_default", {"images": np.zeros((0, 8, 8, 3), np.uint8)}, "images must be 1 to 4096"),
     ("serving_default", {"images": np.zeros((1, 8, 8, 3), np.float32)}, "uint8"),
     ("serving_default", {"images": np.array(["text"], object)}, "uint8"),
     ("gate", {"images": np.zeros((2, 4, 4, 3), np.uint8)}, "images must be"),
@@ -138,34 +138,40 @@ BAD = [
     ("with_tau", {"images": BAD_IMAGES, "tau": np.float32([0.1, 0.1])}, "a value for each image"),
     ("with_tau", {"images": BAD_IMAGES, "tau": np.float32(0.1)}, "a value for each image"),
     ("image_bytes", {"image_bytes": np.array([], object)}, "image_bytes must be"),
-    ("image_bytes", {"image_bytes": np.array([b""], object)}, "must be JPEG, PNG, GIF, BMP or WebP"),
-    ("image_bytes", {"image_bytes": np.array([b"no image"], object)}, "must be JPEG, PNG, GIF, BMP or WebP"),
-    (
-        "image_bytes",
-        {"image_bytes": np.array([b"RIFF\x1a\0\0\0WEBPVP8L" + b"\xff" * 20], object)},
-        "must be JPEG, PNG, GIF, BMP or WebP, of 1 to",
-    ),
-    ("image_bytes", {"image_bytes": np.array([png(20_000, 20_000)], object)}, "pixels"),
-    ("image_bytes", {"image_bytes": np.array([b"GIF89a\xff\xff\xff\xff\0\0\0"], object)}, "pixels"),
-    ("image_bytes", {"image_bytes": np.array([b"BM" + b"\x7f" * 60], object)}, "pixels"),
-    ("image_bytes", {"image_bytes": np.array([png(8, 8, b"short")], object)}, "PNG"),
     ("image_bytes", {"image_bytes": np.array([[b"a"], [b"b"]], object)}, "image_bytes must be \\(B,\\)"),
+    ("image_bytes", {"image_bytes": np.array([b"a"] * 4097, object)}, "of 1 to 4096 images"),
+    ("serving_default", {"images": np.repeat(BAD_IMAGES, 4097, axis=0)}, "images must be 1 to 4096"),
     ("nowhere", {"images": BAD_IMAGES}, "signature must be one of"),
     ("gate", {"pictures": BAD_IMAGES}, "gate takes the inputs"),
 ]
+BAD_FILES = {
+    b"": "not JPEG, PNG, GIF, BMP or WebP",
+    b"no image": "not JPEG, PNG, GIF, BMP or WebP",
+    b"RIFF\x1a\0\0\0WEBPVP8L" + b"\xff" * 20: "more than 4194304 pixels",
+    png(20_000, 20_000): "more than 4194304 pixels",
+    png(2048, 2049): "more than 4194304 pixels",
+    b"GIF89a\xff\xff\xff\xff\0\0\0": "more than 4194304 pixels",
+    b"BM" + b"\x7f" * 60: "not supported",
+    png(8, 8, b"short"): "damaged or cut off",
+}
 
 
 def test_a_bad_request_gets_an_error_and_the_next_one_its_answer(exported, answer_natively):
     images, _ = coloured_images([3])
     good = ("serving_default", {"images": images})
     jpeg = tf.io.encode_jpeg(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).numpy()
-    truncated = ("image_bytes", {"image_bytes": np.array([jpeg[: len(jpeg) // 2]], object)}, "JPEG")
-    bad = [*BAD, truncated]
+    files = {**BAD_FILES, jpeg[: len(jpeg) // 2]: "damaged or cut off", jpeg: "^$"}
     requests = [good]
-    for signature, inputs, _ in bad:
+    for signature, inputs, _ in BAD:
         requests += [(signature, inputs), good]
-    answers = answer_natively(exported, requests)
-    for (signature, inputs, message), answer in zip(bad, answers[1::2], strict=True):
+    requests.append(("image_bytes", {"image_bytes": np.array(list(files), object)}))
+    *answers, of_files = answer_natively(exported, requests)
+    for message, error, probabilities in zip(
+        files.values(), of_files["error"], of_files["probabilities"], strict=True
+    ):
+        assert re.search(message, error.decode()), (message, error)
+        assert probabilities.sum() == pytest.approx(0.0 if error else 1.0)
+    for (signature, inputs, message), answer in zip(BAD, answers[1::2], strict=True):
         shown = (signature, {name: np.shape(value) for name, value in inputs.items()}, answer)
         assert isinstance(answer, str), shown
         assert re.search(message, answer), shown
@@ -213,7 +219,10 @@ def test_a_thousand_mutations_leave_the_process_well(exported, answer_natively):
         tau = rng.choice([0.1, -1, 2, np.nan, np.inf], rng.integers(0, 5)).astype(np.float32)
         requests.append(("with_tau", {"images": mutated_images(), "tau": tau}))
     answers = answer_natively(exported, [*requests, good])
-    assert sum(isinstance(answer, str) for answer in answers) > 400
+    refused = [isinstance(answer, str) for answer in answers]
+    assert not any(refused[1:-1:2]), "a bad file has an answer"
+    assert sum(answer["error"][0] != b"" for answer in answers[1:-1:2]) > 100
+    assert sum(refused[2:-1:2]) > 300
     for name, value in answers[0].items():
         np.testing.assert_array_equal(answers[-1][name], value)
 
@@ -344,6 +353,7 @@ def test_a_plain_network_has_the_signatures_without_a_gate(batch, tmp_path, answ
     refused = [("serving_default", {"images": images[0]}), ("with_tau", {}), ("gate", {"images": images})]
     *answers, rank, with_tau, gate = answer_natively(tmp_path, requests + refused)
     right = tf.nn.softmax(model(images)["logits"]).numpy()
+    assert answers[1].pop("error").tolist() == [b""] * 3
     for answer in answers:
         assert set(answer) == {
             *("probabilities", "class_id", "label"),

@@ -14,6 +14,7 @@ from tests.conftest import TinyBackbone, to_serve
         ({"tau": float("nan")}, "Received: tau=nan"),
         ({"tau": None}, "Received: tau=None"),
         ({"name": "a/b"}, "Received: name='a/b'"),
+        ({"max_batch": 3, "batch_sizes": (1, 4)}, "max_batch must be at least 4.*Received: max_batch=3"),
     ],
 )
 def test_bad_settings(make_hydra, settings, message):
@@ -33,3 +34,11 @@ def test_what_a_format_does_not_take_is_refused(make_hydra):
     served.check_options("litert", ["quantize"])
     with pytest.raises(UserError, match=r"onnx does not take quantize, but no such option\..*='float16'"):
         served.check_options("onnx", [])
+
+
+def test_limits_fit_the_network(make_hydra):
+    served = to_serve(make_hydra())
+    assert (served.largest_batch, served.most_pixels) == (256 * 16, 4 * 2**20)
+    served = to_serve(make_hydra(), max_batch=64, max_pixels=100)
+    assert (served.largest_batch, served.most_pixels) == (64, 100)
+    assert to_serve(make_hydra(), batch_sizes=(1, 5000)).largest_batch == 5000

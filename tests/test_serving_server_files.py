@@ -13,7 +13,7 @@ NAMES = ["digits", 'my "x"', "it's", "a\\b", "two words", "{name}", "Äpfel 🍎
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_can_read_them(tmp_path, name):
     check_name(name)
-    write_server_files(tmp_path, name, [1, 4, 16])
+    write_server_files(tmp_path, name, [1, 4, 16], max_batch=40)
     models = model_server_config_pb2.ModelServerConfig()
     text = (tmp_path / "models.config").read_text(encoding="utf-8")
     text_format.Parse(text, models)
@@ -29,6 +29,7 @@ def test_the_server_can_read_them(tmp_path, name):
     assert "prometheus_config {\n  enable: true\n" in (tmp_path / "monitoring.config").read_text()
     # The batching parameters' message is in no package.
     lines = (tmp_path / "batching_parameters.txt").read_text().splitlines()
+    assert "this model takes up to 40." in "\n".join(lines)
     settings = [line for line in lines if not line.startswith("#")]
     assert settings[0] == "max_batch_size { value: 16 }"
     assert settings[-3:] == [f"allowed_batch_sizes: {size}" for size in (1, 4, 16)]

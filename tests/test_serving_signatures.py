@@ -3,11 +3,9 @@ import gc
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from dynkhydra_tf.data import FITS, find_entry, load_data, preprocess
 from dynkhydra_tf.serving.graph import InferenceGraph
-from dynkhydra_tf.serving.signatures import decode, signatures
+from dynkhydra_tf.serving.signatures import signatures
 
 
 def test_signatures_keep_the_weights_alive(make_hydra, batch):
@@ -31,39 +29,35 @@ def test_top_classes_are_sorted(make_hydra, batch):
     np.testing.assert_array_equal(answer["top_labels"][:, 0], answer["label"])
 
 
-def photo(height, width):
-    """A JPEG, red with a blue square in the middle: what is cut off, padded or squeezed shows."""
-    picture = np.full((height, width, 3), [230, 20, 20], np.uint8)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    picture[top : top + side, left : left + side] = [20, 20, 230]
-    return tf.io.encode_jpeg(picture, quality=95).numpy()
+def test_a_bad_file_leaves_the_answers_to_the_others_as_they_are(trained, batch):
+    images, _ = batch(np.zeros(4))
+    files = [tf.io.encode_png(image).numpy() for image in images]
+    served = signatures(InferenceGraph(trained), "abcdef", "stretch", 0.2, top_classes=2)["image_bytes"]
+    right = {name: value.numpy() for name, value in served(tf.constant(files)).items()}
+    assert right["error"].tolist() == [b""] * 4 and right["error"].dtype == object
+    bad = [files[0], b"no picture", files[2], files[3][:40]]
+    answer = {name: value.numpy() for name, value in served(tf.constant(bad)).items()}
+    error = answer.pop("error").tolist()
+    assert error == [b"", b"not JPEG, PNG, GIF, BMP or WebP", b"", b"damaged or cut off"]
+    blank = {"class_id": -1, "top_class_ids": -1, "label": b"", "top_labels": b""}
+    for name, value in answer.items():
+        np.testing.assert_array_equal(value[[0, 2]], right[name][[0, 2]])
+        assert (value[[1, 3]] == blank.get(name, 0)).all(), name
 
 
-@pytest.mark.parametrize(("name", "fit"), [("food101", "pad"), ("cub200", "crop")])
-def test_a_served_jpeg_is_prepared_as_the_data_set_is_for_training(name, fit):
-    entry = find_entry(name)
-    assert entry.fit == fit
-    train_decoder = tfds.features.Image().decode_example
-    for file in (photo(90, 200), photo(201, 90)):
-        trained_on = preprocess(train_decoder(file), entry.image_size, entry.fit).numpy()
-        served = decode(tf.constant([file]), entry.image_size, fit).numpy()
-        np.testing.assert_array_equal(served, trained_on[None])
-        reddish = (trained_on[..., 0] > 128).any()
-        black = (trained_on.max(axis=-1) < 16).any()
-        assert (reddish, black) == ((True, True) if fit == "pad" else (False, False))
-
-
-def test_a_served_file_is_prepared_as_the_folder_is_for_training(tmp_path):
-    files = [photo(30, 70), photo(71, 30), tf.io.encode_png(np.full((5, 9, 1), 77, np.uint8)).numpy()]
-    for name in ("some", "others"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number, file in enumerate(files):
-            (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(file)
-    seen = set()
-    for fit in FITS:
-        data = load_data("folder", str(tmp_path / "photos"), image_size=16, fit=fit, cache_dir=str(tmp_path))
-        served = {image.tobytes() for image in decode(tf.constant(files), 16, fit).numpy()}
-        assert {image.tobytes() for image, _ in data.examples("train").as_numpy_iterator()} <= served
-        seen |= served
-    assert len(seen) == 3 * 3 - 1  # a picture of one grey is the same, stretched and cropped
+def test_limits_are_checked_in_the_graph(trained, batch):
+    images, _ = batch(np.zeros(3))
+    endpoints = signatures(InferenceGraph(trained), "abcdef", "stretch", 0.2, max_batch=2, max_pixels=80)
+    files = [tf.io.encode_png(np.zeros((height, 8, 3), np.uint8)).numpy() for height in (10, 11, 1)]
+    requests = {
+        "serving_default": {"images": tf.constant(images)},
+        "gate": {"images": tf.constant(images)},
+        "with_tau": {"images": tf.constant(images), "tau": tf.zeros(3)},
+        "image_bytes": {"image_bytes": tf.constant(files)},
+    }
+    for name, inputs in requests.items():
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"1 to 2 .*Received"):
+            endpoints[name](**inputs)
+        endpoints[name](**{key: value[:2] for key, value in inputs.items()})
+    error = endpoints["image_bytes"](tf.constant(files[:2]))["error"]
+    assert error.numpy().tolist() == [b"", b"more than 80 pixels"]

@@ -389,6 +389,12 @@ def _line(answer, top):
     return line
 
 
+def _check_picture(answer):
+    """Raises a `ServerError` where the served model says that it could not read the picture."""
+    if error := answer.get("error", [b""])[0]:
+        raise ServerError(error.decode())
+
+
 def main(options: Options, photos: Sequence[str]) -> None:
     """Sends each picture and prints what it is."""
     client: RestClient | GrpcClient
@@ -403,6 +409,7 @@ def main(options: Options, photos: Sequence[str]) -> None:
             try:
                 content = pathlib.Path(photo).read_bytes()
                 answer = client.predict({"image_bytes": [content]}, "image_bytes")
+                _check_picture(answer)
             except (OSError, ServerError) as error:
                 reason = error if isinstance(error, ServerError) else f"cannot be read: {error.strerror}"
                 print(f"{photo}: {reason}", file=sys.stderr)

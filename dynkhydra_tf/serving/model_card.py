@@ -8,6 +8,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.calibration import Choice
+from dynkhydra_tf.serving.served_model import ServedModel
 
 
 def hydra_card(
@@ -104,6 +105,18 @@ def plain_card(
         lines += ["", f"On the test split: top-1 {trained['top1']:.2%}, top-5 {trained['top5']:.2%}."]
     lines += [*_versions(trained), "", "## Classes", "", *_wrapped(", ".join(class_names))]
     return "\n".join(lines) + "\n"
+
+
+def requests_text(served: ServedModel) -> str:
+    """Returns what a SavedModel's card says of requests, to stand at its end."""
+    text = (
+        f"A request holds at most {served.largest_batch:,} images. Each file of `image_bytes` is a JPEG, "
+        f"PNG, GIF, BMP or WebP of at most {served.most_pixels:,} pixels. One that cannot be read does not "
+        "fail the others: its row of the output `error` says why, its class ids are -1, all else in its row "
+        "is zero or empty. `error` is empty where all is well. Other limits: export.py --max_batch and "
+        "--max_pixels."
+    )
+    return "\n".join(["", "## Requests", "", *_wrapped(text)]) + "\n"
 
 
 def _head(name, kind, model):

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
+from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.signatures import decode
 
 TOLERANCE = 1e-4  # another processor, another order of sums
 
@@ -84,7 +85,13 @@ def make_reference(
         tf.io.encode_jpeg(_pictures(rng, 1, size, 2 * size)[0]).numpy(),
         tf.io.encode_png(_pictures(rng, 1, size + 3, size)[0, :, :, :1]).numpy(),
     ]
-    outputs = answer(decode(tf.constant(files), size, fit), tau, "image_bytes")
+    images = [preprocess(decode_picture(file), size, fit) for file in files]
+    outputs = answer(tf.stack([*images, tf.zeros_like(images[0])]), tau, "image_bytes")
+    # And one that is bad: its row is blank, see `signatures`.
+    files.append(b"no picture")
+    for name, array in outputs.items():
+        array[-1] = -1 if "class_id" in name else b"" if array.dtype == object else 0
+    outputs["error"] = np.array([b"", b"", why_unreadable(files[-1]).encode()], object)
     inputs = {"image_bytes": np.array(files, object)}
     return [*requests, {"signature": "image_bytes", "inputs": inputs, "outputs": outputs}]
 

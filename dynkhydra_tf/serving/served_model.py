@@ -32,9 +32,13 @@ class ServedModel:
         input_dtype: "uint8" or "float32", of the input `images`.
         batch_sizes: rising ints, the batch sizes to warm up and those that a server may batch requests to.
         quantize: smaller weights, see `litert`; None for float32.
+        max_batch: the most images of a request; None: as many as have the pixels of 256 of 32 x 32, and
+            no fewer than the largest of batch_sizes.
+        max_pixels: of the largest picture that a request may hold; None: 4 megapixels, or 256 times an
+            image's, whichever is more.
 
     Raises:
-        UserError: a name or a number of top classes that cannot be served.
+        UserError: a name, a number of top classes or of images that cannot be served.
         ValueError: names that are not M, or a tau out of range.
     """
 
@@ -48,6 +52,8 @@ class ServedModel:
     input_dtype: str = "uint8"
     batch_sizes: Sequence[int] = BATCH_SIZES
     quantize: str | None = None
+    max_batch: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -61,6 +67,11 @@ class ServedModel:
             raise UserError(
                 f"top_classes must be in 0..{classes}, the number of classes. "
                 f"Received: top_classes={self.top_classes}"
+            )
+        if self.max_batch is not None and self.max_batch < max(self.batch_sizes):
+            raise UserError(
+                f"max_batch must be at least {max(self.batch_sizes)}, the largest of batch_sizes. "
+                f"Received: max_batch={self.max_batch}"
             )
         gated = isinstance(self.model, Hydra)
         if gated != (self.tau is not None) or (gated and not 0 <= self.tau < 1):
@@ -78,7 +89,7 @@ class ServedModel:
         Raises:
             UserError: it does not.
         """
-        for option in ("top_classes", "input_dtype", "batch_sizes", "quantize"):
+        for option in ("top_classes", "input_dtype", "batch_sizes", "quantize", "max_batch", "max_pixels"):
             value = getattr(self, option)
             if value != getattr(type(self), option) and option not in taken:
                 raise UserError(
@@ -90,3 +101,13 @@ class ServedModel:
     def image_size(self) -> int:
         """S, height and width of an image in pixels."""
         return self.model.backbone.input_shape[0]
+
+    @property
+    def largest_batch(self) -> int:
+        """max_batch, or what it is where none is given."""
+        return self.max_batch or max(256 * 32**2 // self.image_size**2, *self.batch_sizes)
+
+    @property
+    def most_pixels(self) -> int:
+        """max_pixels, or what it is where none is given."""
+        return self.max_pixels or max(4 * 1024**2, 256 * self.image_size**2)

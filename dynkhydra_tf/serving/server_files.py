@@ -31,8 +31,12 @@ BATCHING = """\
 # The server waits batch_timeout_micros for requests to run together, at most max_batch_size images, and pads
 # the batch to the next of allowed_batch_sizes. This model runs a branch on the images that need it: a row of
 # padding is a copy of a request's image and costs what that image costs, its branches included. So the sizes
-# lie close together; with few clients, leave batching off: one image alone takes the shortest path. One bad
-# image fails the whole batch that it is in.
+# lie close together; with few clients, leave batching off: one image alone takes the shortest path.
+#
+# The server refuses a request of more than max_batch_size images ("Task size ... is larger than maximum input
+# batch size"); without batching this model takes up to {max_batch}. A file that cannot be read is told in the
+# output error of its row and fails no other request; a wrong shape, tau or float image fails the batch that
+# it is in. The server takes bodies of gigabytes: in front of a public one, a proxy needs a limit on the body.
 max_batch_size {{ value: {largest} }}
 batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 100 }}
@@ -61,13 +65,16 @@ def check_name(name: str) -> None:
         )
 
 
-def write_server_files(directory: str | os.PathLike, name: str, batch_sizes: Sequence[int]) -> None:
+def write_server_files(
+    directory: str | os.PathLike, name: str, batch_sizes: Sequence[int], max_batch: int
+) -> None:
     """Writes models.config, batching_parameters.txt and monitoring.config into a model's directory.
 
     Args:
         directory: the model's directory, the one that holds the versions.
         name: the model's name on the server, see `check_name`.
         batch_sizes: rising.
+        max_batch: the most images of a request.
     """
     place = f"/models/{name}"
     values = {
@@ -75,6 +82,7 @@ def write_server_files(directory: str | os.PathLike, name: str, batch_sizes: Seq
         "name": _quoted(name),
         "base_path": _quoted(place),
         "largest": max(batch_sizes),
+        "max_batch": max_batch,
         "sizes": "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes),
     }
     texts = {"models.config": MODELS, "batching_parameters.txt": BATCHING, "monitoring.config": MONITORING}

@@ -3,7 +3,7 @@
 | signature | inputs | outputs |
 |---|---|---|
 | serving_default | images (B,S,S,3) uint8 or float32, 0..255 | answer |
-| image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer |
+| image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer, error (B) string |
 | with_tau, of a Hydra | images, tau (B) float32 in [0, 1) | answer |
 | gate, of a Hydra | images | gate, selected (B,N) bool, active_branches |
 
@@ -11,15 +11,21 @@ answer: probabilities (B,M) float32, class_id (B) int32, label (B) string; of a 
 and active_branches (B) int32; with top classes k also top_class_ids (B,k) int32, top_labels (B,k) string and
 top_probabilities (B,k) float32, best first. Every output has the batch axis, which TensorFlow Serving's
 batching needs. Axis letters: B batch, S side of an image, N branches (nb), M classes.
+
+error is empty where all is well. A file that cannot be read does not fail its batch, in which a server may
+have put other people's requests: error says what is wrong with it, the class ids of its row are -1, and all
+else in it is zero, empty or false. What is wrong with a request as a whole (its shapes, its types, more than
+max_batch images, a float image out of range, a tau) fails it, with a message that says so.
 """
 
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from dynkhydra_tf.data.decoding import decode_picture
+from dynkhydra_tf.data.headers import MAX_PIXELS
 from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.serving.graph import InferenceGraph, count_branches
+from dynkhydra_tf.serving.pictures import prepare_pictures
 
 
 def signatures(
@@ -29,6 +35,8 @@ def signatures(
     tau: float | None,
     top_classes: int = 0,
     input_dtype: tf.DType = tf.uint8,
+    max_batch: int = tf.int32.max,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """Makes the signatures of a model.
 
@@ -39,6 +47,8 @@ def signatures(
         tau: float in [0, 1), the threshold where the request gives none; None for a plain network.
         top_classes: int, k of the top-k outputs; 0 for none.
         input_dtype: of `images`: tf.uint8 or tf.float32.
+        max_batch: the most images of a request.
+        max_pixels: of the largest picture of `image_bytes`.
 
     Returns:
         dict of `tf.function` with input signature, by name.
@@ -66,8 +76,10 @@ def signatures(
         return outputs
 
     answer = concrete(classify, *checked)
-    prepared = concrete(lambda images: _checked_images(images, size, fit), images)
-    decoded = concrete(lambda image_bytes: decode(image_bytes, size, fit), pictures)
+    prepared = concrete(lambda images: _checked_images(images, size, fit, max_batch), images)
+    decoded = concrete(
+        lambda files: prepare_pictures(_checked_files(files, max_batch), size, fit, max_pixels), pictures
+    )
 
     def at_own_tau(images):
         if not graph.gated:
@@ -78,7 +90,9 @@ def signatures(
         return answer(*at_own_tau(prepared(images)))
 
     def image_bytes(image_bytes):
-        return answer(*at_own_tau(decoded(image_bytes)))
+        images, error = decoded(image_bytes)
+        outputs = answer(*at_own_tau(images))
+        return {**{name: _blank(name, value, error) for name, value in outputs.items()}, "error": error}
 
     def with_tau(images, tau):
         images = prepared(images)
@@ -108,34 +122,24 @@ def concrete(call: Callable, *inputs: tf.TensorSpec) -> Callable:
     return traced
 
 
-def decode(image_bytes: tf.Tensor, size: int, fit: str) -> tf.Tensor:
-    """Decodes files and prepares them as in training.
+def _blank(name, output, error):
+    """An output with the rows of bad files blank: class ids -1, all else zero or empty."""
+    good = tf.reshape(error == b"", [-1] + [1] * (output.shape.rank - 1))
+    nothing = tf.constant(-1) if "class_id" in name else tf.zeros((), output.dtype)
+    return tf.where(good, output, nothing)
 
-    Args:
-        image_bytes: (B) strings, the bytes of files, see `decode_picture`.
-        size: int, S.
-        fit: see `preprocess`.
 
-    Returns:
-        (B, S, S, 3) uint8.
-
-    Raises:
-        InvalidArgumentError: when it runs, no file at all, or one that `decode_picture` refuses.
-    """
+def _checked_files(image_bytes, max_batch):
     batch, more = _sizes(image_bytes, 2)
-    some = tf.debugging.Assert(
-        (batch > 0) & (more == 0),
-        ["image_bytes must be (B,), a file for each image, at least one. Received:", tf.shape(image_bytes)],
+    message = f"image_bytes must be (B,), a file for each image, of 1 to {max_batch} images. Received:"
+    right = tf.debugging.Assert(
+        (batch > 0) & (batch <= max_batch) & (more == 0), [message, tf.shape(image_bytes)]
     )
-    with tf.control_dependencies([some]):
-        return tf.map_fn(
-            lambda file: preprocess(decode_picture(file), size, fit),
-            tf.identity(image_bytes),
-            fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
-        )
+    with tf.control_dependencies([right]):
+        return tf.ensure_shape(tf.identity(image_bytes), (None,))
 
 
-def _checked_images(images, size, fit):
+def _checked_images(images, size, fit, max_batch):
     batch, *rest = _sizes(images, 5)
     checks = [
         tf.debugging.Assert(
@@ -145,7 +149,10 @@ def _checked_images(images, size, fit):
                 tf.shape(images),
             ],
         ),
-        tf.debugging.Assert(batch > 0, ["images is empty: send at least one. Received:", tf.shape(images)]),
+        tf.debugging.Assert(
+            (batch > 0) & (batch <= max_batch),
+            [f"images must be 1 to {max_batch} in a request. Received:", tf.shape(images)],
+        ),
     ]
     if images.dtype.is_floating:
         # NaN fails both comparisons.

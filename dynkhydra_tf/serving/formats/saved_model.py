@@ -30,7 +30,7 @@ from dynkhydra_tf.serving.server_files import write_server_files, write_warmup
 from dynkhydra_tf.serving.signatures import signatures
 
 FILE = "saved_model.pb"
-OPTIONS = ("top_classes", "input_dtype", "batch_sizes")
+OPTIONS = ("top_classes", "input_dtype", "batch_sizes", "max_batch", "max_pixels")
 
 
 def check_installed() -> None:
@@ -44,7 +44,7 @@ def convert(served: ServedModel, directory: str | os.PathLike) -> str:
     with versions.new_version(directory) as version:
         largest = write_version(served, version)
         (version / "model_card.md").write_text(served.card, encoding="utf-8")
-        write_server_files(directory, served.name, served.batch_sizes)
+        write_server_files(directory, served.name, served.batch_sizes, served.largest_batch)
     return (
         f"Written: {directory / str(versions.latest(directory))}; its answers through TensorFlow's C API are "
         f"within {largest:.0e} of Keras's.\n"
@@ -93,7 +93,8 @@ def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
     """
     directory, dtype = pathlib.Path(directory), tf.as_dtype(served.input_dtype)
     settings = served.class_names, served.fit, served.tau, served.top_classes
-    endpoints = signatures(InferenceGraph(served.model), *settings, dtype)
+    limits = served.largest_batch, served.most_pixels
+    endpoints = signatures(InferenceGraph(served.model), *settings, dtype, *limits)
     write_endpoints(endpoints, directory)
     write_warmup(directory, served.image_size, dtype, served.batch_sizes, list(endpoints))
     in_float32 = served.model.for_inference()  # as the graph is, whatever the model was trained in

@@ -1,0 +1,67 @@
+"""The files of a request to the network's input, each for itself: one bad file does not spoil the others.
+
+The served graph has no way to catch an error but a `tf.data` pipeline that leaves out the elements that raise
+one, so the files go through such a pipeline. B files, S side of an image.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dynkhydra_tf.data.decoding import DAMAGED, decode_picture
+from dynkhydra_tf.data.headers import MAX_SIDE, read_header
+from dynkhydra_tf.data.preprocessing import preprocess
+
+# A sound file of one black pixel.
+BLACK = (
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
+    b"\0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82"
+)
+AT_ONCE = 4  # files that are decoded at the same time: each may hold as many pixels as the limit allows
+
+
+@tf.autograph.experimental.do_not_convert
+def prepare_pictures(
+    image_bytes: tf.Tensor, size: int, fit: str, max_pixels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes files and prepares them as in training.
+
+    Args:
+        image_bytes: (B) strings, the bytes of files, see `decode_picture`; B > 0.
+        size: int, S.
+        fit: see `preprocess`.
+        max_pixels: of the largest picture that is decoded.
+
+    Returns:
+        images (B, S, S, 3) uint8, black where a file is bad; error (B) string, why it is, else empty.
+    """
+    images, good = _each(lambda file: preprocess(decode_picture(file, max_pixels), size, fit), image_bytes)
+    bad = tf.where(~good)
+    reasons = tf.cond(
+        tf.reduce_all(good),
+        lambda: tf.zeros((0,), tf.string),
+        lambda: _each(lambda file: _reason(file, max_pixels), tf.gather_nd(image_bytes, bad))[0],
+    )
+    return images, tf.scatter_nd(bad, reasons, tf.shape(good, tf.int64))
+
+
+def _each(function: Callable, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A function of each file, or of `BLACK` where it raises, and (B) bool, where it does not."""
+    count = tf.size(files, tf.int64)
+    files = tf.concat([files, [BLACK]], axis=0)  # the last one, so that there always is one
+    done = tf.data.Dataset.range(count + 1).map(
+        lambda place: (place, function(files[place])), num_parallel_calls=AT_ONCE
+    )
+    places, values = done.ignore_errors().batch(count + 1).get_single_element()
+    last = tf.size(places) - 1
+    found = tf.tensor_scatter_nd_update(tf.fill([count], last), places[:-1, tf.newaxis], tf.range(last))
+    return tf.gather(values, found), found < last
+
+
+@tf.function(autograph=False)  # traced once, as the decoder is
+def _reason(file, max_pixels):
+    """Why `decode_picture` refuses a file, by its header; where that is in order, it is damaged."""
+    header = read_header(file)
+    reason = tf.where(tf.reduce_max(header.sides) > MAX_SIDE, f"more than {MAX_SIDE} pixels a side", DAMAGED)
+    reason = tf.where(tf.reduce_prod(header.sides) > max_pixels, f"more than {max_pixels} pixels", reason)
+    return tf.where(header.supported, reason, header.name)
