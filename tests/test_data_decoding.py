@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
-from dynkhydra_tf.data.headers import MAX_PIXELS, MAX_SIDE, looks_like_a_picture, read_header
+from dynkhydra_tf.data.headers import BEGINNING, MAX_PIXELS, MAX_SIDE, looks_like_a_picture, read_header
 from tests.conftest import ROOT
 from tests.pictures import (
     ANIMATED,
@@ -155,7 +155,7 @@ def test_a_kind_that_is_not_read_is_named(row):
             "save it as PNG",
             "save it as PNG or JPEG",
         )
-        assert looks_like_a_picture(file[:64])
+        assert looks_like_a_picture(file[:BEGINNING])
         if "JPEG of 12 bits" not in name:  # TensorFlow is the first to see that, and has words of its own
             with pytest.raises(tf.errors.InvalidArgumentError, match=f"{re.escape(name)}.*is not supported"):
                 decode_picture(file)
@@ -166,7 +166,7 @@ def test_reasons_in_words():
     assert not looks_like_a_picture(b"a text") and not looks_like_a_picture(b"")
     for file, _ in FILES.values():
         assert why_unreadable(file) == ""
-        assert looks_like_a_picture(file[:64])
+        assert looks_like_a_picture(file[:BEGINNING])
     assert why_unreadable(FILES["JPEG"][0][:200]) == "damaged or cut off"
     assert why_unreadable(FILES["GIF"][0][:200]) == "damaged or cut off"
 

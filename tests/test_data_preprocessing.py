@@ -44,15 +44,15 @@ def test_pad_is_the_same_whether_or_not_the_square_is_made(shape, size, monkeypa
     monkeypatch.setattr(preprocessing, "SMALL_SQUARE", 0)
     by_dimension = preprocess(picture, size, "pad").numpy().astype(int)
     difference = np.abs(at_once - by_dimension)
-    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # a half, rounded either way
+    assert difference.max() <= 1 and (difference > 0).mean() < 5e-3  # a half, rounded either way
 
 
 @pytest.mark.parametrize("shape", [(1, 65535, 3), (65535, 1, 3)])
 def test_a_long_thin_picture_costs_little_memory(shape):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    thin = preprocess(np.full(shape, 255, np.uint8), 32, "pad").numpy()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB; its square is 13 GB
-    assert thin.max() == 0  # a 2,000th of a pixel
+    thin = preprocess(np.full(shape, 255, np.uint8), 224, "pad").numpy()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; its square is 13 GB
+    assert thin.max() == 0  # a 300th of a pixel
 
 
 def test_crop_keeps_the_central_square():

@@ -34,7 +34,7 @@ KINDS = {
     "SVG": (b"<svg",),
     "PNM": (b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P7\n"),
 }
-BEGINNING = 64  # bytes that tell the kind, and for most kinds the size
+BEGINNING = 66  # bytes that tell the kind, and of most kinds all that is asked here
 NOT_SUPPORTED = ", which is not supported: save it as PNG or JPEG"
 NOWHERE = np.int64(0)
 
@@ -67,7 +67,6 @@ class Bytes:
 
     def __init__(self, file: tf.Tensor, length: int | None = None) -> None:
         """Unpacks them."""
-        self.file = file
         text = tf.strings.join([file, b"\0"]) if length is None else file
         self._bytes = tf.io.decode_raw(text, tf.uint8, fixed_length=length and length + 1)
         self._end = tf.size(self._bytes, tf.int64) - 1
@@ -200,7 +199,7 @@ def _read_gif(name, file, beginning):
 def _read_bmp(name, file, beginning):
     header, bits, packing = (beginning.number(at, n) for at, n in ((14, 4), (28, 2), (30, 4)))
     # Red, green and blue of 32 bits as they are without masks.
-    masks = Bytes(file, 66).has(54, b"\0\0\xff\0\0\xff\0\0\xff\0\0\0")
+    masks = beginning.has(54, b"\0\0\xff\0\0\xff\0\0\xff\0\0\0")
     plain = (packing == 0) | ((packing == 3) & (bits == 32) & masks)
     variant = tf.where(plain, "", "compressed BMP, or one with colour masks of its own")
     of_bits = tf.strings.join(["BMP of ", tf.strings.as_string(bits), " bits a pixel"])

@@ -82,7 +82,22 @@ def _by_dimension(image, size):
     wide = tf.shape(image)[-2] > tf.shape(image)[-3]
     image = tf.cond(wide, lambda: tf.transpose(image, swapped), lambda: image)
     side, width = tf.shape(image)[-3], tf.shape(image)[-2]
-    image = _resize(_pad(_resize(image, size, width), size, side), size, size)
+    image = _resize(image, size, width)
+    # Of the zeros so many as a pixel of the result sees that sees the picture at all: its kernel is 2 k wide.
+    k = side // size + 1
+    left, right = (side - width) // 2, (side - width + 1) // 2
+    seen_left, seen_right = tf.minimum(left, 2 * k), tf.minimum(right, 2 * k)
+    image = tf.pad(image, [[0, 0]] * (rank - 2) + [[seen_left, seen_right], [0, 0]])
+    scale = tf.cast(size / side, tf.float32)
+    image = tf.raw_ops.ScaleAndTranslate(
+        images=image if rank == 4 else image[tf.newaxis],
+        size=[size, size],
+        scale=[1.0, scale],
+        translation=[0.0, scale * tf.cast(left - seen_left, tf.float32)],
+        kernel_type="triangle",
+        antialias=True,
+    )
+    image = image if rank == 4 else image[0]
     return tf.cond(wide, lambda: tf.transpose(image, swapped), lambda: image)
 
 
