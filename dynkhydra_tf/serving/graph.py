@@ -83,7 +83,7 @@ class InferenceGraph(tf.Module):
             active_branches (B) int32.
         """
         if gating is None:
-            return _classes(tf.nn.softmax(self.model(images)["logits"]))
+            return _classes(tf.nn.softmax(self.model.network(self.model.normalize(images))))
         return {
             **_classes(self.classify(gating)),
             "gate": gating.gate,
