@@ -22,6 +22,7 @@ from dynkhydra_tf.settings import NetworkSettings
 from tests.conftest import ROOT
 
 LITE = ROOT.parent / "shared" / "models" / "efficientnet_lite0_features.keras"
+SIZE = 64  # the families' last maps are 2x2 then
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -384,15 +385,15 @@ def test_settings_of_the_other_kind_of_backbone(given, message):
 )
 def test_the_known_families(name, cut, normalised, tmp_path):
     keras.utils.set_random_seed(0)
-    opened = open_network(name, 32, "none")
+    opened = open_network(name, SIZE, "none")
     assert opened.point(None).name == cut
     assert opened.cut(cut) == opened.cut()
     backbone = opened.cut()
-    blue = np.zeros((1, 32, 32, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
+    blue = np.zeros((1, SIZE, SIZE, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
     np.testing.assert_allclose(backbone.normalizer()(blue)[0, 5, 5], normalised, atol=1e-3)
     model = Hydra(backbone, (0, 1), top_k=1, tau=0.0)
     model.set_first_weights(opened.give())
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
     features = model.stem(model.normalize(images))
     expected = opened.network(model.normalize(images)).numpy()
     assert np.std(expected) > 0
