@@ -6,7 +6,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from dynkhydra_tf.data import load_data, preprocess
-from dynkhydra_tf.serving.signatures import decode
+from dynkhydra_tf.data.headers import MAX_PIXELS
+from dynkhydra_tf.serving.pictures import prepare_pictures
 from tests.pictures import FILES, ORIENTATIONS, behind_other_segments, held, upright
 
 KINDS = {name: file for name, (file, _) in FILES.items()}
@@ -63,9 +64,10 @@ def test_training_and_serving_see_the_same(sources, source, access):
     else:
         examples = tf.data.Dataset.range(len(NAMES)).map(data.fetch("train"))
     trained = {NAMES[label]: image for image, label in examples.as_numpy_iterator()}
-    served = decode(tf.constant([KINDS[name] for name in NAMES]), SIZE, "pad").numpy()
+    served, errors = prepare_pictures(tf.constant([KINDS[name] for name in NAMES]), SIZE, "pad", MAX_PIXELS)
+    assert errors.numpy().tolist() == [b""] * len(NAMES)
     assert len(trained) == len(NAMES)
-    for name, image in zip(NAMES, served, strict=True):
+    for name, image in zip(NAMES, served.numpy(), strict=True):
         np.testing.assert_array_equal(trained[name], image, name)
         if "held" in name:
             np.testing.assert_array_equal(image, preprocess(upright(KINDS[name]), SIZE, "pad"), name)
