@@ -23,10 +23,10 @@ ELSEWHERE = {
     "pip install -e '.[test]' && pytest": "run by .ci/run",
     "docker run": "needs docker and the network",
 }
+# .ci/run runs evaluation and export, too, on a run of its own.
 # Run in a directory with a trained run of digits; the others need the network, a server or hours, and only
 # their flags are read.
-QUICK = ("python -m dynkhydra_tf.costs", "python -m dynkhydra_tf.evaluation", "python export.py")
-QUICK += ("python -m dynkhydra_tf.paper.report",)
+QUICK = ("python -m dynkhydra_tf.costs", "python -m dynkhydra_tf.paper.report")
 
 
 def command_of(line):
