@@ -56,7 +56,7 @@ class Options(Checked):
     )
     max_pixels: int | None = setting(
         None,
-        "Of the largest picture in a request; default: 4 megapixels, or 256 times an image of the network.",
+        "Of the largest picture in a request; default: 16 megapixels, or 256 times an image of the network.",
         least=1,
     )
 

@@ -38,7 +38,7 @@ def test_what_a_format_does_not_take_is_refused(make_hydra):
 
 def test_limits_fit_the_network(make_hydra):
     served = to_serve(make_hydra())
-    assert (served.largest_batch, served.most_pixels) == (256 * 16, 4 * 2**20)
+    assert (served.largest_batch, served.most_pixels) == (256 * 16, 16 * 2**20)
     served = to_serve(make_hydra(), max_batch=64, max_pixels=100)
     assert (served.largest_batch, served.most_pixels) == (64, 100)
     assert to_serve(make_hydra(), batch_sizes=(1, 5000)).largest_batch == 5000

@@ -34,7 +34,7 @@ class ServedModel:
         quantize: smaller weights, see `litert`; None for float32.
         max_batch: the most images of a request; None: as many as have the pixels of 256 of 32 x 32, and
             no fewer than the largest of batch_sizes.
-        max_pixels: of the largest picture that a request may hold; None: 4 megapixels, or 256 times an
+        max_pixels: of the largest picture that a request may hold; None: 16 megapixels, or 256 times an
             image's, whichever is more.
 
     Raises:
@@ -110,4 +110,6 @@ class ServedModel:
     @property
     def most_pixels(self) -> int:
         """max_pixels, or what it is where none is given."""
-        return self.max_pixels or max(4 * 1024**2, 256 * self.image_size**2)
+        return self.max_pixels or max(
+            16 * 1024**2, 256 * self.image_size**2
+        )  # a phone takes photos of 12 million
