@@ -265,14 +265,14 @@ def test_train_evaluate_and_export_a_folder(make, run_command, tmp_path, monkeyp
         "green",
         'röd, "x" 猫',
     ]
-    # From memory or from the disk, a run goes on.
-    assert run_command(*command, "--epochs=1", "--cache=memory") is None
-    assert "going on after step 2" in capsys.readouterr().out
-
+    (run / "summary.json").unlink()  # as if it had not finished
     (root / "green" / "new.png").write_bytes((root / "green" / "1.png").read_bytes())
     assert run_command(*command, "--epochs=1") == 2
     assert "was trained on other images" in capsys.readouterr().err
     (root / "green" / "new.png").unlink()
+    # From memory or from the disk, a run goes on.
+    assert run_command(*command, "--epochs=1", "--cache=memory") is None
+    assert "going on after step 2" in capsys.readouterr().out
 
     assert run_command(evaluation.main, evaluation.Options, f"--run_dir={run}") is None
     printed = capsys.readouterr().out
