@@ -147,10 +147,10 @@ BAD = [
 BAD_FILES = {
     b"": "not JPEG, PNG, GIF, BMP or WebP",
     b"no image": "not JPEG, PNG, GIF, BMP or WebP",
-    b"RIFF\x1a\0\0\0WEBPVP8L" + b"\xff" * 20: "more than 4194304 pixels",
-    png(20_000, 20_000): "more than 4194304 pixels",
-    png(2048, 2049): "more than 4194304 pixels",
-    b"GIF89a\xff\xff\xff\xff\0\0\0": "more than 4194304 pixels",
+    b"RIFF\x1a\0\0\0WEBPVP8L" + b"\xff" * 20: "more than 16777216 pixels",
+    png(20_000, 20_000): "more than 16777216 pixels",
+    png(4096, 4097): "more than 16777216 pixels",
+    b"GIF89a\xff\xff\xff\xff\0\0\0": "more than 16777216 pixels",
     b"BM" + b"\x7f" * 60: "not supported",
     png(8, 8, b"short"): "damaged or cut off",
 }
