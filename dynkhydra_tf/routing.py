@@ -214,4 +214,6 @@ class _Runner:
         def skip():
             return tf.zeros((0, *self.projection_shape), self.projection_dtype), state
 
+        if rows.shape[0] == 0:  # called eagerly; layers of Keras need not build on a batch known to be empty
+            return skip()
         return tf.cond(tf.shape(rows)[0] > 0, run_branch, skip)

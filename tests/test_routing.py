@@ -73,6 +73,20 @@ def test_a_batch_that_needs_nothing(routing, training):
     assert routes.projections.shape == (12 if routing == "dense" else 0, 2, 2, 6)
 
 
+def test_functional_branches_called_eagerly_where_one_gets_no_image():
+    def make_branch():
+        inputs = keras.Input((4, 4, 4))
+        x = keras.layers.Conv2D(6, 4, name="conv")(inputs)  # a map of 1x1
+        y = keras.layers.Conv2D(6, 1, name="inner")(x)
+        outputs = keras.layers.Conv2D(6, 1, name="last")(keras.layers.Add(name="add")([x, y]))
+        return keras.Model(inputs, outputs, name="branch")
+
+    branches = Branches(make_branch, 2)
+    branches.build((None, 4, 4, 4))
+    routes = branches(FEATURES, np.array([[0, 1]] * 4, bool))
+    np.testing.assert_allclose(routes.projections, branches.branch(1)(FEATURES), rtol=1e-5, atol=1e-6)
+
+
 def test_training_moves_the_statistics_of_the_branches_that_ran():
     branches = make_branches()
     moving_mean = next(stack for stack in branches.stacks if "moving_mean" in stack.path)
