@@ -1,7 +1,7 @@
 """All commands under one name.
 
     dynkhydra train --flagfile=configs/digits.cfg
-    dynkhydra predict --url=http://localhost:8501/v1/models/digits photo.jpg
+    dynkhydra predict --run_dir=runs/digits photo.jpg
 
 `dynkhydra VERB --help` tells a command's flags; `python -m dynkhydra_tf VERB` is the same.
 """
@@ -13,7 +13,8 @@ VERBS = {
     "train": "train",
     "evaluate": "evaluation",
     "export": "export",
-    "predict": "serving.client",
+    "predict": "predict",
+    "client": "serving.client",
     "verify": "serving.verify",
     "costs": "costs",
     "benchmark": "benchmark",

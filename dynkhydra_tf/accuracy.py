@@ -160,7 +160,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         ranks, selections = [], []
         for tau in taus:
             selected = select_branches(forward.gate, model.top_k, tau)
-            ranks.append(_ranked(model.classify(forward.routes, forward.gate, selected), labels))
+            ranks.append(_ranked(model.logits_of(forward.routes, forward.gate, selected), labels))
             selections.append(selected)
         predicted, top5, confidence, loss = zip(*ranks, strict=True)
         selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)

@@ -105,7 +105,6 @@ def main(options: Options) -> None:
     """Exports what the flags name."""
     # Only now: to see the help or a wrong flag takes no more than a moment.
     from dynkhydra_tf.costs import hydra_costs, plain_costs
-    from dynkhydra_tf.data import find_entry
     from dynkhydra_tf.plain import Plain
     from dynkhydra_tf.serving.model_card import hydra_card, plain_card, requests_text
 
@@ -119,7 +118,7 @@ def main(options: Options) -> None:
         name=options.name or pathlib.Path(options.export_dir).absolute().name,
         model=model,
         class_names=run.class_names or _open_data(run, options).class_names,  # an early run did not note them
-        fit=run.settings.data.fit or find_entry(run.settings.data.dataset).fit,
+        fit=run.fit,
         tau=getattr(model, "tau", None),
         top_classes=options.top_classes,
         input_dtype=options.input_dtype,

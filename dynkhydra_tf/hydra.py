@@ -75,6 +75,8 @@ class Hydra(ImageClassifier):
             backbone brings a normaliser of its own.
         part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutional parts.
             Gate, selection and losses are float32 always.
+        class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
+            picture becomes square: for `classify`, and kept with the model; None where they are not known.
         weights: NAME_weight, floats >= 0, the weight of each loss of `losses.HYDRA`: ensemble_weight,
             gater_weight and branch_weight are alpha1, alpha2, alpha3. At branch_weight 0 there are no heads.
 
@@ -97,11 +99,14 @@ class Hydra(ImageClassifier):
         std: tuple[float, float, float] = (127.5, 127.5, 127.5),
         part_dtype: str = "float32",
         name: str = "hydra",
+        class_names: Sequence[str] | None = None,
+        picture_fit: str | None = None,
         **weights: float,
     ) -> None:
         clusters = _checked_clusters(cluster_of_class)
         num_branches = max(clusters) + 1
-        super().__init__(backbone, len(clusters), mean, std, part_dtype, weights, name)
+        photos = class_names, picture_fit
+        super().__init__(backbone, len(clusters), mean, std, part_dtype, weights, name, *photos)
         self.cluster_of_class = clusters
         self.num_branches = num_branches
         allowed = f"in 1..{num_branches}, the number of branches"
@@ -174,10 +179,10 @@ class Hydra(ImageClassifier):
         selected = select_branches(gate, self.top_k, tau)
         needed = selected if own is None else selected | own
         routes = self.branches(features, needed, training=training)
-        logits = self.classify(routes, gate, selected, training=training)
+        logits = self.logits_of(routes, gate, selected, training=training)
         return Forward(gate_logits, gate, selected, needed, routes, logits)
 
-    def classify(
+    def logits_of(
         self, routes: Routes, gate: tf.Tensor, selected: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
         """Returns the logits (B, M) that the selected branches among the routes give."""

@@ -4,16 +4,22 @@ Axis letters: B batch, H W an image's height and width, M classes.
 """
 
 import abc
+import functools
 import inspect
+import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
 from dynkhydra_tf import losses
+from dynkhydra_tf.answers import Answer
 from dynkhydra_tf.backbones.base import Backbone
+from dynkhydra_tf.classification import classify_photos
+from dynkhydra_tf.data.preprocessing import FITS
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.losses import Loss, Sums, Targets
 from dynkhydra_tf.model_parts import check_settings, make_normalizer
 from dynkhydra_tf.reports import Report
@@ -32,6 +38,8 @@ class ImageClassifier(keras.Model, abc.ABC):
 
     Args:
         weights: {"NAME_weight": float}, the weights of the losses in `LOSSES`.
+        class_names: M str in the order of the labels, and picture_fit: how a picture becomes square, see
+            `preprocess`: what `classify` needs, and the .keras file keeps. None where they are not known.
         The other arguments are as of the subclass.
     """
 
@@ -47,11 +55,14 @@ class ImageClassifier(keras.Model, abc.ABC):
         part_dtype: str,
         weights: Mapping[str, float],
         name: str,
+        class_names: Sequence[str] | None = None,
+        picture_fit: str | None = None,
     ) -> None:
         super().__init__(name=name, dtype="float32")
         check_settings(mean, std, part_dtype)
         self.backbone = backbone
         self.num_classes = num_classes
+        self.class_names, self.picture_fit = _checked_photos(class_names, num_classes, picture_fit)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.part_dtype = part_dtype
         self.loss_terms = types.MappingProxyType(losses.with_weights(self.LOSSES, weights))
@@ -119,6 +130,49 @@ class ImageClassifier(keras.Model, abc.ABC):
         """
         forward, targets = self.run(images, targets, training)
         return losses.sums(self.loss_terms, forward, targets), forward, targets
+
+    # === Photos ===
+
+    def classify(
+        self, paths: Sequence[str | os.PathLike], top: int = 5, batch_size: int = 32
+    ) -> list[Answer]:
+        """Says what photo files show; they are prepared as in training.
+
+        Args:
+            paths: of the files, of any size: JPEG, PNG, GIF, BMP or WebP.
+            top: how many classes to name, the best first.
+            batch_size: B, photos in a step.
+
+        Returns:
+            An `Answer` for each path, one that has a `problem` for a file that cannot be read.
+
+        Raises:
+            UserError: the model does not know its class names or how its pictures become square.
+        """
+        if self.class_names is None or self.picture_fit is None:
+            raise UserError(
+                "The model does not know its class names, or how its pictures become square: make it with "
+                "class_names and picture_fit, or use `python -m dynkhydra_tf.predict` on the run it is of. "
+                f"Received: class_names={self.class_names}, picture_fit={self.picture_fit}"
+            )
+        if isinstance(paths, (str, os.PathLike)):
+            raise UserError(f"paths must be a list of files, even of one. Received: {paths!r}")
+        size = self.backbone.input_shape[0]
+        answers = classify_photos(
+            self.answer, paths, self.class_names, size, self.picture_fit, top, batch_size
+        )
+        return list(answers)
+
+    @functools.cached_property
+    def answer(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        """From images (B, H, W, 3) uint8 to probabilities (B, M), and what else a call gives; traced once."""
+
+        def answer(images):
+            outputs = self(images)
+            return {**outputs, "probabilities": tf.nn.softmax(outputs["logits"])}
+
+        images = tf.TensorSpec((None, *self.backbone.input_shape), tf.uint8)
+        return tf.function(answer, input_signature=[images], autograph=False)
 
     # === Training ===
 
@@ -283,6 +337,8 @@ class ImageClassifier(keras.Model, abc.ABC):
             "mean": list(self.mean),
             "std": list(self.std),
             "part_dtype": self.part_dtype,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "picture_fit": self.picture_fit,
             **{f"{name}_weight": loss.weight for name, loss in self.loss_terms.items()},
             "name": self.name,
             "frozen": [path for path, layer in _layers(self) if not layer.trainable],
@@ -301,6 +357,18 @@ class ImageClassifier(keras.Model, abc.ABC):
             for path, layer in _layers(model):
                 layer.trainable = path not in frozen
         return model
+
+
+def _checked_photos(class_names, num_classes, picture_fit):
+    """The class names as a tuple, and the fit, once they are checked."""
+    names = None if class_names is None else tuple(class_names)
+    if names is not None and not (len(names) == num_classes and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"class_names must be {num_classes} str. Received: class_names={class_names!r}")
+    if picture_fit not in (None, *FITS):
+        raise ValueError(
+            f"picture_fit must be one of {', '.join(FITS)}. Received: picture_fit={picture_fit!r}"
+        )
+    return names, picture_fit
 
 
 def _layers(layer, path=""):

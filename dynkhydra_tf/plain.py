@@ -3,6 +3,7 @@
 Axis letters: B batch, M classes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -42,6 +43,8 @@ class Plain(ImageClassifier):
             backbone brings a normaliser of its own.
         part_dtype: "float32" or "mixed_bfloat16", the Keras dtype policy of the convolutions; the
             classifier and the loss are float32 always.
+        class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
+            picture becomes square: for `classify`, and kept with the model; None where they are not known.
         weights: NAME_weight, floats >= 0, the weight of each loss of `losses.PLAIN`.
 
     Raises:
@@ -58,10 +61,13 @@ class Plain(ImageClassifier):
         std: tuple[float, float, float] = (127.5, 127.5, 127.5),
         part_dtype: str = "float32",
         name: str = "plain",
+        class_names: Sequence[str] | None = None,
+        picture_fit: str | None = None,
         **weights: float,
     ) -> None:
         num_classes = checked_whole_number(num_classes, "num_classes", lambda count: count >= 2, "at least 2")
-        super().__init__(backbone, num_classes, mean, std, part_dtype, weights, name)
+        photos = class_names, picture_fit
+        super().__init__(backbone, num_classes, mean, std, part_dtype, weights, name, *photos)
         self.network = make_plain(backbone, self.num_classes, part_dtype)
         self.network.build((None, *backbone.input_shape))
         self.finish({}, {"top1": "up", "top5": "up"})

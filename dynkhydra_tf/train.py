@@ -107,6 +107,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
         given: dict[str, Any] = {
             "mean": data.mean,
             "std": data.std,
+            "class_names": data.class_names,
+            "picture_fit": data.fit,
             "part_dtype": "mixed_bfloat16" if optimisation.mixed_precision else "float32",
         }
         if branched:

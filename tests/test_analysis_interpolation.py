@@ -130,7 +130,7 @@ def test_without_heads_the_ensemble_reads(make_hydra, examples, tmp_path):
     own = np.isin(labels, (0, 1, 2, 3))
     forward = model.forward(images[own], 0.0, own=tf.ones((own.sum(), 3), tf.bool))
     only = tf.one_hot(tf.zeros(own.sum(), tf.int32), 3) > 0
-    logits = model.classify(forward.routes, forward.gate, only)
+    logits = model.logits_of(forward.routes, forward.gate, only)
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[own], logits).numpy().mean()
     assert found.loss[0, 1, 0, 0] == pytest.approx(loss, rel=1e-4)
     figures.save_interpolation(found, [["$a", "b$"], ["x_"], ["y"]], tmp_path / "picture.png")

@@ -287,8 +287,8 @@ def test_mixed_precision_keeps_gate_losses_and_statistics_in_float32(make_hydra,
     images = tf.constant(images)
     mixed = model.forward(images, 0.0)
     np.testing.assert_allclose(mixed.gate, full(images)["gate"], atol=0.03)
-    mixed_logits = model.classify(mixed.routes, mixed.gate, mixed.selected)
-    full_logits = full.classify(*(lambda f: (f.routes, f.gate, mixed.selected))(full.forward(images, 0.0)))
+    mixed_logits = model.logits_of(mixed.routes, mixed.gate, mixed.selected)
+    full_logits = full.logits_of(*(lambda f: (f.routes, f.gate, mixed.selected))(full.forward(images, 0.0)))
     np.testing.assert_allclose(mixed_logits, full_logits, atol=0.1)
 
 

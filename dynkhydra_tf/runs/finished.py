@@ -172,6 +172,13 @@ class FinishedRun(RunLayout):
 
         return self.settings.data.image_size or find_entry(self.settings.data.dataset).image_size
 
+    @property
+    def fit(self) -> str:
+        """How its pictures become square, see `preprocess`."""
+        from dynkhydra_tf.data import find_entry
+
+        return self.settings.data.fit or find_entry(self.settings.data.dataset).fit
+
     def results(self) -> dict:
         """What `python -m dynkhydra_tf.evaluation` found last; {} where it was not run.
 
