@@ -48,9 +48,7 @@ class Options(Checked):
         if self.json and self.csv:
             raise UserError("Give one of --json and --csv")
         if self.model_dir and self.tau is not None:
-            raise UserError(
-                "An export has a tau of its own: leave --tau out, or export with another one"
-            )
+            raise UserError("An export has a tau of its own: leave --tau out, or export with another one")
 
 
 def main(options: Options, names: list[str]) -> None:

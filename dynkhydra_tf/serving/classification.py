@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -76,9 +77,11 @@ def _answers(model, paths, top):
     contents, problems = {}, {}
     for path in paths:
         try:
-            contents[path] = pathlib.Path(path).read_bytes()
+            content = pathlib.Path(path).read_bytes()
         except OSError as error:
             problems[path] = error.strerror
+        else:
+            (contents if content else problems)[path] = content or "empty"
     answered = _request(model, contents, top)
     return [answered.get(path) or Answer(path, problem=problems.get(path)) for path in paths]
 
@@ -94,7 +97,8 @@ def _request(model, contents, top):
             items, half = list(contents.items()), len(contents) // 2
             return _request(model, dict(items[:half]), top) | _request(model, dict(items[half:]), top)
         (path,) = contents
-        return {path: Answer(path, problem=" ".join(str(error).split()))}
+        reason = re.sub(r"\[\[\{\{.*", "", str(error), flags=re.S)  # in which node of the graph
+        return {path: Answer(path, problem=" ".join(reason.split()))}
     return {path: _answer(path, outputs, row, top) for row, path in enumerate(contents)}
 
 
