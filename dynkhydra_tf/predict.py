@@ -69,10 +69,11 @@ def main(options: Options, names: list[str]) -> None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(good))
     elif good:
         print(table(list(_table_rows(good)), text_columns=(0, 1, 3, 4)))
+    sys.stdout.flush()
     for name, reason in problems:
         print(f"{name}: {reason}", file=sys.stderr)
     if problems:
-        print(f"error: {len(problems)} could not be read, {len(good)} could", file=sys.stderr)
+        print(f"error: {len(problems)} of {len(problems) + len(good)} could not be read", file=sys.stderr)
         sys.exit(1)
 
 
@@ -90,13 +91,14 @@ def _of_network(options: Options, photos: Sequence[str]) -> Iterator[Answer]:
         path, model = run.model_path, run.load_model()
     else:
         path = pathlib.Path(options.model)
-        run, model = run_of(path), load_network(path)
+        model = load_network(path)
+        run = None if model.class_names else run_of(path)  # models of early versions do not know them
     if options.tau is not None:
         if isinstance(model, Plain):
             raise UserError(f"{path} holds a plain network, which has no gate: leave --tau out")
         model.tau = options.tau
     class_names, fit = model.class_names, model.picture_fit
-    if run:  # models of early versions know neither
+    if run:
         class_names, fit = class_names or run.class_names, fit or run.fit
     if not class_names or not fit:
         raise UserError(

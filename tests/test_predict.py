@@ -150,7 +150,7 @@ def test_a_folder_as_json(model, place, predict):
         "photos/d.jpg",
         "error",
     ]
-    assert err.endswith("error: 3 could not be read, 4 could\n")
+    assert err.endswith("error: 3 of 7 could not be read\n")
 
 
 def test_csv_at_another_tau(model, place, predict):

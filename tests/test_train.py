@@ -77,6 +77,7 @@ def test_one_run_writes_all_that_is_promised(command, run_command, tmp_path, cap
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     model = keras.models.load_model(run / "model.keras")
     assert ClassPartition.load(run / "partition.json").cluster_of_class == model.cluster_of_class
+    assert (model.class_names, model.picture_fit) == (tuple("0123456789"), "stretch")
 
     # The same command on a finished run trains no more and tells the same.
     assert command("--epochs=2") is None
@@ -167,6 +168,7 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     } <= set(summary)
     model = keras.models.load_model(run / "model.keras")
     assert isinstance(model, Plain)
+    assert (model.class_names, model.picture_fit) == (tuple("0123456789"), "stretch")
     assert summary["flops"] == {"total": plain_costs(model.backbone, 10)["flops"]}
     assert summary["parameters"] == {"total": model.count_params()}
     assert (run / "learning_curves.png").exists()
