@@ -12,6 +12,7 @@ dynkhydra_tf.serving.client.
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.meter import Meter
 from dynkhydra_tf.photo_files import Problem, find_photos
+from dynkhydra_tf.quiet import SILENT, without_noise
 from dynkhydra_tf.runs import FinishedRun, load_network, run_of
 from dynkhydra_tf.tables import table
 
@@ -113,7 +115,9 @@ def _of_export(options: Options, photos: Sequence[str]) -> Iterator[Answer]:
     """The answers of an export."""
     from dynkhydra_tf.serving.classification import classify_photos, labels_told, open_export
 
-    model = open_export(options.model_dir)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", SILENT)
+    with without_noise():
+        model = open_export(options.model_dir)
     told = labels_told(model)
     if options.top > told and options.top != Options.top:
         raise UserError(

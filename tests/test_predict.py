@@ -235,3 +235,4 @@ def test_an_export_needs_no_tensorflow_in_python(place):
     done = subprocess.run([sys.executable, "-c", script], cwd=place, env=env, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "none", done.stderr[-2000:]
     assert "photos/a.png" in done.stdout
+    assert not done.stderr
