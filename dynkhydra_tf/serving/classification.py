@@ -87,7 +87,7 @@ def _answers(model, paths, top):
 
 
 def _request(model, contents, top):
-    """{path: Answer} of files by path; what the model refuses is sought by halves."""
+    """{path: Answer} of files by path; of a batch that is refused as a whole, the halves are asked."""
     if not contents:
         return {}
     try:
@@ -103,6 +103,8 @@ def _request(model, contents, top):
 
 
 def _answer(path, outputs, row, top):
+    if "error" in outputs and outputs["error"][row]:
+        return Answer(path, problem=outputs["error"][row].decode())
     if "top_labels" in outputs:
         labels, probabilities = outputs["top_labels"][row], outputs["top_probabilities"][row]
     else:
