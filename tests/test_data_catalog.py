@@ -164,6 +164,7 @@ def test_what_is_large_is_not_held_in_memory_unless_asked_for():
     assert not load_data("digits", cache="none").in_memory
 
 
+@pytest.mark.slow
 @needs_cifar100
 def test_the_real_cifar100():
     data = load_data("cifar100", data_dir=TFDS_DIR)

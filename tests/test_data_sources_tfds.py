@@ -215,6 +215,7 @@ def numbers_of(source, split, wanted=None):
     return numbers
 
 
+@pytest.mark.slow
 def test_random_access_has_the_order_of_reading_over_all_files(prepare):
     source = prepare(Tiny)
     assert source.label_names() == ("circle", "square", "star")
@@ -233,6 +234,7 @@ def test_only_the_wanted_examples_are_read(prepare):
     assert (source.labels("train")[wanted] == np.array(chosen) % 3).all()
 
 
+@pytest.mark.slow
 def test_train_and_test_are_pooled_and_divided_anew(prepare):
     source = prepare(Tiny, pool="train+test", test_fraction=1 / 3)
     assert (source.size("train"), source.size("test")) == (20, 10)

@@ -86,6 +86,7 @@ def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_
     assert "DIFFERS" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "reason"),
     [

@@ -202,6 +202,7 @@ def test_default_cache_dir(monkeypatch):
 # === the real thing ===
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (LITE0.exists() and CIFAR.exists()), reason=f"{LITE0} and {CIFAR} are not there")
 def test_lite0_on_cifar100(tmp_path):
     data = load_data("cifar100", data_dir=str(CIFAR), download=False)

@@ -141,6 +141,7 @@ def test_rest_status(rest, kserve_url):
         other.status()
 
 
+@pytest.mark.slow
 def test_eight_clients_at_once(rest, expected):
     """2,000 requests of all signatures and of 1 to 5 images; each must get its own answer."""
     assert len(np.unique(expected["serving_default"]["probabilities"], axis=0)) == POOL

@@ -179,6 +179,7 @@ def test_a_bad_request_gets_an_error_and_the_next_one_its_answer(exported, answe
         np.testing.assert_array_equal(answer["probabilities"], answers[0]["probabilities"])
 
 
+@pytest.mark.slow
 def test_a_thousand_mutations_leave_the_process_well(exported, answer_natively):
     rng = np.random.default_rng(0)
     images, _ = coloured_images(np.arange(4))
@@ -241,6 +242,7 @@ def test_float_images(trained, tmp_path, answer_natively):
     assert "images must be (B, 8, 8, 3)" in rank
 
 
+@pytest.mark.slow
 def test_branches_that_no_image_takes_are_not_run(make_hydra, fix_gate, batch, tmp_path, answer_natively):
     # All weights of branch 1 are NaN; one image takes the slots, four the loop.
     images, _ = batch(np.zeros(4))
@@ -284,7 +286,8 @@ def test_weights_are_stored_once_and_the_graph_does_not_grow_with_nb(tmp_path):
     assert sizes[12] < 1.01 * sizes[3]
 
 
-@pytest.mark.parametrize("backbone", [ResSep, pytest.param(DenseNet, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [ResSep, DenseNet])
 def test_separable_and_dense_networks_are_served_with_onednn_and_without(
     backbone, tmp_path, answer_natively, monkeypatch
 ):

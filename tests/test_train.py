@@ -134,6 +134,7 @@ def test_a_network_of_keras_trains_goes_on_and_needs_its_file_no_more(command, t
     assert "going on after step 5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     plain = ("--system=plain", "--schedule=piecewise")
