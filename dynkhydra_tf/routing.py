@@ -80,7 +80,8 @@ class Branches(keras.Layer):
         routing: str = "routed",
         **kwargs: object,
     ) -> None:
-        super().__init__(dtype="float32", **kwargs)
+        # As they come: maps in bfloat16 would be cast up here, and down again in each branch.
+        super().__init__(dtype="float32", autocast=False, **kwargs)
         self.make_branch = make_branch
         self.num_branches = num_branches
         self.routing = routing
