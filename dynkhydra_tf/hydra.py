@@ -77,8 +77,9 @@ class Hydra(ImageClassifier):
             Gate, selection and losses are float32 always.
         class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
             picture becomes square: for `classify`, and kept with the model; None where they are not known.
-        weights: NAME_weight, floats >= 0, the weight of each loss of `losses.HYDRA`: ensemble_weight,
+        loss_settings: NAME_weight, floats >= 0, the weight of each loss of `losses.HYDRA`: ensemble_weight,
             gater_weight and branch_weight are alpha1, alpha2, alpha3. At branch_weight 0 there are no heads.
+            label_smoothing, float in [0, 1), of L_E and L_b.
 
     Raises:
         ValueError: an argument out of its range.
@@ -101,12 +102,12 @@ class Hydra(ImageClassifier):
         name: str = "hydra",
         class_names: Sequence[str] | None = None,
         picture_fit: str | None = None,
-        **weights: float,
+        **loss_settings: float,
     ) -> None:
         clusters = _checked_clusters(cluster_of_class)
         num_branches = max(clusters) + 1
         photos = class_names, picture_fit
-        super().__init__(backbone, len(clusters), mean, std, part_dtype, weights, name, *photos)
+        super().__init__(backbone, len(clusters), mean, std, part_dtype, loss_settings, name, *photos)
         self.cluster_of_class = clusters
         self.num_branches = num_branches
         allowed = f"in 1..{num_branches}, the number of branches"

@@ -37,7 +37,7 @@ class ImageClassifier(keras.Model, abc.ABC):
     of the weighted losses over the number of images. Of the metrics only `weighted_metrics` are weighted.
 
     Args:
-        weights: {"NAME_weight": float}, the weights of the losses in `LOSSES`.
+        loss_settings: of `losses.with_settings`, for the losses in `LOSSES`.
         class_names: M str in the order of the labels, and picture_fit: how a picture becomes square, see
             `preprocess`: what `classify` needs, and the .keras file keeps. None where they are not known.
         The other arguments are as of the subclass.
@@ -53,7 +53,7 @@ class ImageClassifier(keras.Model, abc.ABC):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         part_dtype: str,
-        weights: Mapping[str, float],
+        loss_settings: Mapping[str, Any],
         name: str,
         class_names: Sequence[str] | None = None,
         picture_fit: str | None = None,
@@ -65,7 +65,7 @@ class ImageClassifier(keras.Model, abc.ABC):
         self.class_names, self.picture_fit = _checked_photos(class_names, num_classes, picture_fit)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.part_dtype = part_dtype
-        self.loss_terms = types.MappingProxyType(losses.with_weights(self.LOSSES, weights))
+        self.loss_terms = types.MappingProxyType(losses.with_settings(self.LOSSES, loss_settings))
         self.normalize = make_normalizer(backbone, self.mean, self.std)
 
     def finish(self, group_sizes: Mapping[str, int], numbers: Mapping[str, str | None]) -> None:
@@ -340,6 +340,7 @@ class ImageClassifier(keras.Model, abc.ABC):
             "class_names": None if self.class_names is None else list(self.class_names),
             "picture_fit": self.picture_fit,
             **{f"{name}_weight": loss.weight for name, loss in self.loss_terms.items()},
+            **{name: value for loss in self.loss_terms.values() for name, value in loss.options.items()},
             "name": self.name,
             "frozen": [path for path, layer in _layers(self) if not layer.trainable],
         }

@@ -2,7 +2,8 @@
 
 A loss is a function of the pass over a batch and of its targets that gives a value for each image. To add
 one: the function here, an entry in `HYDRA` or `PLAIN`, and the setting NAME_weight for its flag. The total,
-the metrics, the log's columns and the model's config follow from the entry.
+the metrics, the log's columns and the model's config follow from the entry. In training and in validation a
+loss is the same function: the two can be compared, but not with those of a run of other settings.
 
 Axis letters: B batch, N branches (nb), M classes, G groups. All logits are float32; all losses are in nats.
 """
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 Targets = Mapping[str, tf.Tensor]
@@ -24,18 +26,21 @@ class Loss:
     Attributes:
         weight: float >= 0, its factor in the total. A loss whose default weight is 0 is off until it is given
             one; the others are always reported.
-        function: (pass, targets) -> (B,) float32, the loss of each image; or None where the model lacks what
-            it takes. The pass is `hydra.Forward` or `plain.Forward`; of the targets there are always labels
-            (B,) int32, of a Hydra also own_branch (B,) int32 and own (B, N) float32, the same one-hot.
+        function: (pass, targets, **options) -> (B,) float32, the loss of each image; or None where the model
+            lacks what it takes. The pass is `hydra.Forward` or `plain.Forward`; of the targets there are
+            always labels (B,) int32, of a Hydra also own_branch (B,) int32 and own (B, N) float32, the same
+            one-hot.
         groups: name of a target (B, G), one-hot: each group's images are averaged apart, and the means
             summed. None: the mean over all images.
         needs: names of the targets that it needs besides these, for `fit` to be given.
+        options: what the function takes by name besides, with its value; several losses may share one.
     """
 
     weight: float
-    function: Callable[[Any, Targets], tf.Tensor | None]
+    function: Callable[..., tf.Tensor | None]
     groups: str | None = None
     needs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Sums(NamedTuple):
@@ -55,67 +60,91 @@ class Sums(NamedTuple):
         return tf.reduce_sum(tf.math.divide_no_nan(self.loss, self.images))
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns the cross-entropy (B,) of each image's logits (B, C) against its label (B,) int."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Returns the cross-entropy (B,) of each image's logits (B, C) against its label (B,) int.
+
+    Args:
+        label_smoothing: share of the target's probability that is spread evenly over all C, the label's too.
+    """
+    if not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    one_hot = tf.one_hot(labels, logits.shape[-1])
+    return keras.losses.categorical_crossentropy(one_hot, logits, True, label_smoothing)
 
 
-def ensemble(forward: Any, targets: Targets) -> tf.Tensor:
+def ensemble(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.Tensor:
     """L_E (Eq. 3): the network's logits against the classes."""
-    return cross_entropy(targets["labels"], forward.logits)
+    return cross_entropy(targets["labels"], forward.logits, label_smoothing)
 
 
 def gater(forward: Any, targets: Targets) -> tf.Tensor:
-    """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class."""
+    """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class.
+
+    Its labels are not smoothed: tau and `gate_weighted` take the gate's probabilities for what they say.
+    """
     return cross_entropy(targets["own_branch"], forward.gate_logits)
 
 
-def branch(forward: Any, targets: Targets) -> tf.Tensor | None:
+def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.Tensor | None:
     """L_b (Eq. 5): what the head of each image's own branch says, over all M classes; None without heads.
 
-    An image lies in exactly one partition, so the B rows hold all that the N masked means need.
+    An image lies in exactly one partition, so the B rows hold all that the N masked means need. The labels
+    are smoothed as those of L_E: it is the same classification, and nobody asks a head how sure it is.
     """
-    return None if forward.own_logits is None else cross_entropy(targets["labels"], forward.own_logits)
+    if forward.own_logits is None:
+        return None
+    return cross_entropy(targets["labels"], forward.own_logits, label_smoothing)
 
 
+SMOOTHED = {"label_smoothing": 0.0}
 # The default weights are the paper's alpha1, alpha2 and alpha3.
 HYDRA = {
-    "ensemble": Loss(1.0, ensemble),
+    "ensemble": Loss(1.0, ensemble, options=SMOOTHED),
     "gater": Loss(1.5, gater),
-    "branch": Loss(0.05, branch, groups="own"),
+    "branch": Loss(0.05, branch, groups="own", options=SMOOTHED),
 }
-PLAIN = {"cross_entropy": Loss(1.0, ensemble)}
+PLAIN = {"cross_entropy": Loss(1.0, ensemble, options=SMOOTHED)}
 
 
-def with_weights(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> dict[str, Loss]:
-    """Returns the losses of a model: those that are on, with the weights given, in the order of `losses`.
+def with_settings(losses: Mapping[str, Loss], settings: Mapping[str, Any]) -> dict[str, Loss]:
+    """Returns the losses of a model: those that are on, as the settings want them, in the order of `losses`.
 
     Args:
         losses: `HYDRA` or `PLAIN`.
-        weights: {"NAME_weight": float}; a loss that is not named keeps its default.
+        settings: {"NAME_weight": float}, and the losses' options by name; those left out are the defaults.
 
     Raises:
-        ValueError: a weight that is negative or not finite, or a name that is none of a loss.
+        ValueError: a value that is out of its range, or a name that is none of a loss.
     """
     names = [f"{name}_weight" for name in losses]
-    if unknown := weights.keys() - set(names):
-        raise ValueError(f"The weights of the losses are {', '.join(names)}. Received: {', '.join(unknown)}")
+    options = {option: None for loss in losses.values() for option in loss.options}
+    if unknown := settings.keys() - {*names, *options}:
+        raise ValueError(f"The losses take {', '.join([*options, *names])}. Received: {', '.join(unknown)}")
     result = {}
     for (name, loss), key in zip(losses.items(), names, strict=True):
-        weight = weights.get(key, loss.weight)
-        # Not float(): it would take "1" for a number.
-        if isinstance(weight, (str, bytes)) or not 0 <= weight < math.inf:
-            raise ValueError(f"{key} must be at least 0 and finite. Received: {key}={weight!r}")
+        weight = _checked(key, settings.get(key, loss.weight))
+        given = {
+            option: _checked(option, settings.get(option, loss.options[option])) for option in loss.options
+        }
         if weight > 0 or loss.weight > 0:
-            result[name] = dataclasses.replace(loss, weight=float(weight))
+            result[name] = dataclasses.replace(loss, weight=weight, options=given)
     return result
+
+
+def _checked(name, value):
+    """A setting of the losses as a float, within its range."""
+    below, allowed = (1, "in [0, 1)") if name == "label_smoothing" else (math.inf, "at least 0 and finite")
+    # Not float(): it would take "1" for a number.
+    if isinstance(value, (str, bytes)) or not 0 <= value < below:
+        raise ValueError(f"{name} must be {allowed}. Received: {name}={value!r}")
+    return float(value)
 
 
 def sums(losses: Mapping[str, Loss], forward: Any, targets: Targets) -> dict[str, Sums]:
     """Returns the `Sums` of each loss over a batch.
 
     Args:
-        losses: of `with_weights`.
+        losses: of `with_settings`.
         forward: the pass over the batch.
         targets: see `Loss`; sample_weight (B,) float32 among them weights each image in every loss.
     """
@@ -124,7 +153,7 @@ def sums(losses: Mapping[str, Loss], forward: Any, targets: Targets) -> dict[str
 
 def _sums(name, loss, forward, targets):
     groups = targets[loss.groups] if loss.groups else tf.ones_like(targets["labels"], tf.float32)[:, None]
-    values = loss.function(forward, targets)
+    values = loss.function(forward, targets, **loss.options)
     if values is None:
         values = tf.zeros_like(groups[:, 0])
     if values.shape.rank != 1:

@@ -1,4 +1,4 @@
-"""The optimizer of a run: its learning rate over the steps and what its weight decay touches."""
+"""The optimizer of a run: its rate over the steps and of the branches, and what its weight decay touches."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ def make_optimizer(settings: OptimisationSettings, steps_per_epoch: int) -> kera
         UserError: a warm-up as long as the whole run.
     """
     rate = learning_rate_schedule(settings, steps_per_epoch)
-    decay: dict[str, Any] = {
-        "weight_decay": settings.weight_decay or None,
+    given: dict[str, Any] = {
         "decay_kernels_only": settings.decay_kernels_only,
+        "branch_gradient_scale": settings.branch_gradient_scale,
     }
     if settings.optimizer == "sgd":
-        return SGD(rate, momentum=0.9, nesterov=True, **decay)
-    return AdamW(rate, **decay)
+        return SGD(rate, weight_decay=settings.weight_decay or None, momentum=0.9, nesterov=True, **given)
+    return AdamW(rate, weight_decay=settings.weight_decay, **given)  # it takes no None
 
 
 def learning_rate_schedule(settings: OptimisationSettings, steps_per_epoch: int) -> Any:
@@ -82,32 +82,53 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps}
 
 
-class _KernelDecay:
-    """Weight decay on kernels alone, where asked: not on the scales and offsets of normalisation and biases.
+class _Recipe:
+    """What an optimizer does with some of the variables alone.
 
-    By the variables' names, for the stacks of the branches have an axis more than what they are stacks of.
-    Keras's own `exclude_from_weight_decay` is not saved with the optimizer.
+    Args:
+        decay_kernels_only: bool, weight decay on kernels alone, not on biases and the scales and offsets of
+            normalisation. By the variables' names, for the stacks of the branches have an axis more than what
+            they are stacks of. Keras's own `exclude_from_weight_decay` is not saved with the optimizer.
+        branch_gradient_scale: float > 0, factor on the rate of the branches, weight decay excepted. A branch
+            sees K/nb of the images, and of the mean over a batch that L_E is, its gradient is as small a
+            share. With SGD this is a factor on the gradients; AdamW divides that by itself. Their heads have
+            none: L_b is a mean over a branch's own images.
     """
 
-    def __init__(self, *args: Any, decay_kernels_only: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        decay_kernels_only: bool = False,
+        branch_gradient_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.decay_kernels_only = decay_kernels_only
+        self.branch_gradient_scale = branch_gradient_scale
 
     def _use_weight_decay(self, variable: tf.Variable) -> bool:
         name = variable.name.partition(":")[0]  # TensorFlow appends ":0"
         return not self.decay_kernels_only or name.endswith("kernel")
 
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Keras's, of a branch at its own rate."""
+        index = self._get_variable_index(variable)  # type: ignore[attr-defined]
+        if getattr(self._trainable_variables[index], "of_branches", False):  # type: ignore[attr-defined]
+            learning_rate = learning_rate * self.branch_gradient_scale
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         config = super().get_config()  # type: ignore[misc]  # the optimizer's, beside which this stands
-        return {**config, "decay_kernels_only": self.decay_kernels_only}
+        names = ("decay_kernels_only", "branch_gradient_scale")
+        return {**config, **{name: getattr(self, name) for name in names}}
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
-class SGD(_KernelDecay, keras.optimizers.SGD):
-    """Keras's SGD with decoupled weight decay, on all variables or on kernels alone."""
+class SGD(_Recipe, keras.optimizers.SGD):
+    """Keras's SGD with decoupled weight decay, and what `_Recipe` adds."""
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
-class AdamW(_KernelDecay, keras.optimizers.AdamW):
-    """Keras's AdamW, with weight decay on all variables or on kernels alone."""
+class AdamW(_Recipe, keras.optimizers.AdamW):
+    """Keras's AdamW, and what `_Recipe` adds."""

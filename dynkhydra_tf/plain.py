@@ -45,7 +45,8 @@ class Plain(ImageClassifier):
             classifier and the loss are float32 always.
         class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
             picture becomes square: for `classify`, and kept with the model; None where they are not known.
-        weights: NAME_weight, floats >= 0, the weight of each loss of `losses.PLAIN`.
+        loss_settings: NAME_weight, floats >= 0, the weight of each loss of `losses.PLAIN`; label_smoothing,
+            float in [0, 1).
 
     Raises:
         ValueError: an argument out of its range.
@@ -63,11 +64,11 @@ class Plain(ImageClassifier):
         name: str = "plain",
         class_names: Sequence[str] | None = None,
         picture_fit: str | None = None,
-        **weights: float,
+        **loss_settings: float,
     ) -> None:
         num_classes = checked_whole_number(num_classes, "num_classes", lambda count: count >= 2, "at least 2")
         photos = class_names, picture_fit
-        super().__init__(backbone, num_classes, mean, std, part_dtype, weights, name, *photos)
+        super().__init__(backbone, num_classes, mean, std, part_dtype, loss_settings, name, *photos)
         self.network = make_plain(backbone, self.num_classes, part_dtype)
         self.network.build((None, *backbone.input_shape))
         self.finish({}, {"top1": "up", "top5": "up"})

@@ -107,6 +107,7 @@ class Branches(keras.Layer):
                 initializer=lambda shape, dtype, twins=twins: tf.stack([twin.value for twin in twins]),
                 trainable=twins[0].trainable,
             )
+            stack.of_branches = True  # for the optimizer
             # An attribute each: tf.train.Checkpoint does not look into lists.
             setattr(self, f"stack_{index}", stack)
 

@@ -106,6 +106,12 @@ class AugmentationSettings(Checked):
     flip: bool | None = setting(
         None, "Augmentation: random mirroring; default: as fits the data set.", role=Role.RECIPE
     )
+    alternating_flip: bool = setting(
+        False,
+        "Augmentation: mirrors an image in every second epoch, whether from the first or the second on is "
+        "drawn once for each, in place of a draw in each epoch. Not in the paper.",
+        role=Role.RECIPE,
+    )
     cutout: int = setting(
         16,
         "Augmentation: side of the square that is cut out, in pixels; 0 for none. The paper uses cutout "
@@ -113,6 +119,11 @@ class AugmentationSettings(Checked):
         role=Role.RECIPE,
         least=0,
     )
+
+    def check(self) -> None:
+        """Checks that there is a flip to alternate."""
+        if self.alternating_flip and self.flip is False:
+            raise UserError("--alternating_flip mirrors images: leave --noflip out. Received: both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +317,21 @@ class OptimisationSettings(Checked):
     )
     learning_rate: float = setting(
         1e-3, "Base rate, the highest of the schedule. The paper: 1e-3.", role=Role.RECIPE, above=0
+    )
+    branch_gradient_scale: float = setting(
+        1.0,
+        "Factor on the gradients of the branches, for a branch sees K/nb of the images; with adamw, on which "
+        "a scale of the gradients has no effect, on their rate. Not on weight decay. Not in the paper.",
+        role=Role.RECIPE,
+        above=0,
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of the target's probability that is spread evenly over all classes, in L_E, L_b and the plain "
+        "network's loss. The gate's targets stay hard. Not in the paper.",
+        role=Role.RECIPE,
+        least=0,
+        below=1,
     )
     weight_decay: float = setting(
         4e-3, "Decoupled weight decay, times the rate. Not in the paper.", role=Role.RECIPE, least=0

@@ -47,9 +47,9 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.backbones import open_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
     from dynkhydra_tf.data import (
-        Augmentation,
         evaluation_batches,
         find_entry,
+        make_augmentation,
         open_data,
         steps_per_epoch,
         training_batches,
@@ -77,8 +77,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     if run.continued:
         run.check_data(data.record)
     steps = steps_per_epoch(data, optimisation.batch_size)
-    shift, flip, cutout = (getattr(settings.augmentation, name) for name in ("shift", "flip", "cutout"))
-    augment = Augmentation(data.image_size, data.mean, shift, data.flip if flip is None else flip, cutout)
+    augment = make_augmentation(settings.augmentation, data)
     optimizer = make_optimizer(optimisation, steps)
 
     # === Class partition (Algorithm 2); a plain network has none ===
@@ -110,6 +109,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
             "class_names": data.class_names,
             "picture_fit": data.fit,
             "part_dtype": "mixed_bfloat16" if optimisation.mixed_precision else "float32",
+            "label_smoothing": optimisation.label_smoothing,
         }
         if branched:
             model = Hydra(
@@ -136,7 +136,13 @@ def train(settings: Settings, run: RunDirectory) -> None:
     test = evaluation_batches(data, "test", 256)
     watched = evaluation_batches(data, "validation", 256) if data.sizes["validation"] else test
     batches = training_batches(
-        data, optimisation.batch_size, optimisation.epochs, optimisation.seed, augment, initial_step=done
+        data,
+        optimisation.batch_size,
+        optimisation.epochs,
+        optimisation.seed,
+        augment,
+        initial_step=done,
+        alternating_flip=settings.augmentation.alternating_flip,
     )
     if run.continued:
         run.go_on(done)

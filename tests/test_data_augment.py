@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf.data.augment import Augmentation, SquareCutter, move
+from dynkhydra_tf.data import load_data
+from dynkhydra_tf.data.augment import Augmentation, SquareCutter, make_augmentation, move
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.settings import AugmentationSettings
 
 FILL = (9.0, 99.0, 199.6)
 ROUNDED = (9, 99, 200)  # what the fill colour is in a uint8 image
@@ -105,6 +107,20 @@ def test_shift_takes_every_offset_and_flip_half_of_the_images():
     assert abs(is_mirrored.mean() - 0.5) < 0.05  # 4.5 standard deviations
 
 
+def test_images_to_mirror_can_be_told_in_place_of_the_draw():
+    images = tf.constant(random_images(4, 8))
+    told = tf.constant([True, False, False, True])
+    for flip in (True, False):
+        seen = Augmentation(8, FILL, shift=0, flip=flip, cutout=0)(images, tf.constant([0, 0]), told).numpy()
+        expected = np.where(told[:, None, None, None], images[:, :, ::-1], images)
+        assert (seen == expected).all()
+    # The shifts and squares are those of a call that is not told.
+    told = tf.zeros(4, tf.bool)
+    augment = Augmentation(8, FILL, shift=2, flip=False, cutout=4)
+    seen, drawn = (augment(images, tf.constant([0, 0]), *more).numpy() for more in ((told,), ()))
+    assert (seen == drawn).all()
+
+
 def test_cutout_has_its_size_and_is_anywhere():
     size, side, count = 32, 16, 2000
     images = tf.zeros((count, size, size, 3), tf.uint8)
@@ -134,3 +150,13 @@ def test_nothing_asked_for_changes_nothing():
 def test_amounts_out_of_range_are_refused(amounts, message):
     with pytest.raises(UserError, match=message):
         Augmentation(32, FILL, **amounts)
+
+
+def test_an_alternating_flip_needs_images_that_may_be_mirrored():
+    digits = load_data("digits")
+    assert not digits.flip
+    with pytest.raises(UserError, match="those of digits are not mirrored by default: add --flip"):
+        make_augmentation(AugmentationSettings(alternating_flip=True), digits)
+    made = make_augmentation(AugmentationSettings(alternating_flip=True, flip=True, shift=1), digits)
+    assert (made.flip, made.shift, made.image_size) == (True, 1, digits.image_size)
+    assert not make_augmentation(AugmentationSettings(), digits).flip

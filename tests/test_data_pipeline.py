@@ -156,6 +156,47 @@ def test_from_memory_and_from_disk_training_sees_the_same(held_out):
     assert seen == set(range(10)) - (set() if held_out is None else {1, 6})
 
 
+def mirrored_by_epoch(count, cache, epochs, seed=0, initial_step=0, batch_size=8):
+    """{number of image: whether it was mirrored} of each epoch; the images' marked corners tell."""
+    data = numbered_data(count, cache)
+    data.source.images[:, 0, -1] = 255  # more than any number's
+    batches = training_batches(
+        data,
+        batch_size,
+        epochs,
+        seed,
+        augmentation(flip=True),
+        initial_step=initial_step,
+        alternating_flip=True,
+    )
+    steps, found = count // batch_size, [{} for _ in range(epochs)]
+    for step, (images, _) in enumerate(batches, initial_step):
+        images = images.numpy()
+        turned = (images[:, 0, 0] == 255).all(-1)
+        images[turned] = images[turned, :, ::-1]
+        found[step // steps].update(zip(numbers(images), turned.tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_an_alternating_flip_shows_each_image_from_either_side_in_turn(cache):
+    first, second, third, fourth = epochs = mirrored_by_epoch(400, cache, 4)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(400))] * 4
+    assert all(second[image] is not first[image] for image in range(400))
+    assert (third, fourth) == (first, second)
+    assert 160 < sum(first.values()) < 240  # 200, and 4 standard deviations
+    # By the seed and the image's number, not by its place in the epoch.
+    assert mirrored_by_epoch(400, cache, 1, batch_size=40) == [first]
+    (other,) = mirrored_by_epoch(400, cache, 1, seed=1)
+    assert 120 < sum(other[image] is first[image] for image in range(400)) < 280
+
+
+def test_a_resumed_run_flips_as_the_whole_run_does():
+    whole, resumed = mirrored_by_epoch(40, "memory", 3), mirrored_by_epoch(40, "memory", 3, initial_step=7)
+    assert [len(epoch) for epoch in resumed] == [0, 24, 40]
+    assert all(resumed[epoch].items() <= whole[epoch].items() for epoch in range(3))
+
+
 def test_from_disk_only_what_is_trained_with_is_read():
     data = numbered_data(50, "none")
     batches = training_batches(data, 8, epochs=3, seed=0, augment=plain, initial_step=16)

@@ -236,6 +236,20 @@ def test_a_toy_loss_is_one_entry(make_hydra, batch, monkeypatch, tmp_path):
         model.train_on_batch(images, labels)
 
 
+def test_label_smoothing_comes_back(make, batch):
+    images, labels = batch(LABELS)
+    model = make(label_smoothing=0.3)
+    again = type(model).from_config(model.get_config())
+    again.set_weights(model.get_weights())
+    hard = type(model).from_config({**model.get_config(), "label_smoothing": 0.0})
+    hard.set_weights(model.get_weights())
+    values = []
+    for each in (model, again, hard):
+        each.compile("sgd")
+        values.append(each.evaluate(images, labels, verbose=0, return_dict=True)["loss"])
+    assert values[0] == values[1] != values[2]
+
+
 def test_losses_are_means_over_the_whole_set(make_hydra, batch):
     images, labels = batch([0, 1, 2, 3, 4, 5, 0, 3, 2, 2, 2])
     model = make_hydra()

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from dynkhydra_tf import losses
 from dynkhydra_tf.hydra import Forward
-from dynkhydra_tf.losses import Loss, Sums, cross_entropy, with_weights
+from dynkhydra_tf.losses import Loss, Sums, cross_entropy, with_settings
 from dynkhydra_tf.settings import NetworkSettings
 
 LN2, LN3, LN4 = np.log([2, 3, 4])
@@ -30,6 +30,27 @@ def test_cross_entropy_by_hand():
     # Softmax of (ln 3, 0) is (3/4, 1/4): -ln 3/4 and, of the flat row, ln 2.
     logits = np.float32([[LN3, 0], [0, 0]])
     np.testing.assert_allclose(cross_entropy([0, 1], logits), [LN4 - LN3, LN2], rtol=1e-6)
+
+
+def test_smoothed_labels_by_hand():
+    # Softmax of (ln 3, 0): 3/4, 1/4. With s = 0.2 the target of label 0 is (0.9, 0.1), of label 1 (0.1, 0.9).
+    logits = np.float32([[LN3, 0], [LN3, 0]])
+    expected = [0.9 * (LN4 - LN3) + 0.1 * LN4, 0.1 * (LN4 - LN3) + 0.9 * LN4]
+    np.testing.assert_allclose(cross_entropy([0, 1], logits, 0.2), expected, rtol=1e-6)
+
+
+def test_label_smoothing_is_of_the_classes_and_not_of_the_gate():
+    logits = tf.constant([[LN3, 0.0]], tf.float32)
+    forward = Forward(logits, None, None, None, None, logits, logits)
+    smoothed = 0.9 * (LN4 - LN3) + 0.1 * LN4
+    terms = with_settings(losses.HYDRA, {"label_smoothing": 0.2})
+    found = losses.sums(terms, forward, targets([0], [0], 2))
+    expected = {"ensemble": smoothed, "gater": LN4 - LN3, "branch": smoothed}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name].mean, value, rtol=1e-6, err_msg=name)
+    terms = with_settings(losses.PLAIN, {"label_smoothing": 0.2})
+    found = losses.sums(terms, forward, targets([0], [0], 2))
+    np.testing.assert_allclose(found["cross_entropy"].mean, smoothed, rtol=1e-6)
 
 
 def test_branch_losses_are_means_over_the_own_images():
@@ -70,8 +91,8 @@ def test_total_is_the_weighted_sum():
 
 def test_a_loss_of_default_weight_zero_is_off_until_it_is_given_one():
     table = {**losses.HYDRA, "toy": Loss(0.0, losses.ensemble)}
-    assert list(with_weights(table, {})) == ["ensemble", "gater", "branch"]
-    on = with_weights(table, {"toy_weight": 2, "gater_weight": 0})
+    assert list(with_settings(table, {})) == ["ensemble", "gater", "branch"]
+    on = with_settings(table, {"toy_weight": 2, "gater_weight": 0})
     assert {name: loss.weight for name, loss in on.items()} == {
         "ensemble": 1.0,
         "gater": 0.0,
@@ -86,13 +107,14 @@ def test_a_loss_of_default_weight_zero_is_off_until_it_is_given_one():
         ({"gater_weight": -1.0}, "gater_weight must be at least 0 and finite. Received: gater_weight=-1.0"),
         ({"gater_weight": float("nan")}, "gater_weight must be at least 0"),
         ({"branch_weight": float("inf")}, "Received: branch_weight=inf"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\). Received: label_smoothing=1.0"),
         ({"branch_weight": "1"}, "Received: branch_weight='1'"),
         ({"gate_weight": 1.0}, "ensemble_weight, gater_weight, branch_weight. Received: gate_weight"),
     ],
 )
 def test_bad_weights(weights, message):
     with pytest.raises(ValueError, match=message):
-        with_weights(losses.HYDRA, weights)
+        with_settings(losses.HYDRA, weights)
 
 
 def test_a_loss_must_give_a_value_for_each_image():

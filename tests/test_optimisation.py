@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.optimisation import LinearDecay, learning_rate_schedule, make_optimizer
@@ -81,3 +82,45 @@ def test_sgd_has_nesterov_momentum():
     )
     # m = -0.1 * 1; Nesterov's step is 0.9 m - 0.1 * 1 = -0.19.
     assert trained_one_step(make_optimizer(settings, 10), gradient=1.0) == pytest.approx([0.81, 0.81])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_branches_have_a_rate_of_their_own_which_survives_saving(name, make_hydra):
+    """A step without decay moves a branch five times as far; what decay takes is as ever."""
+    settings = {"optimizer": name, "learning_rate": 0.01, "schedule": "piecewise", "lr_drops": ()}
+    moved = {}
+    for decay, gradient in ((0.0, 1.0), (0.5, 0.0)):
+        for scale in (1.0, 5.0):
+            wanted = OptimisationSettings(**settings, weight_decay=decay, branch_gradient_scale=scale)
+            optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(make_optimizer(wanted, 10)))
+            model = make_hydra()
+            variables = model.trainable_variables
+            before = [variable.numpy() for variable in variables]
+            optimizer.build(variables)
+            optimizer.apply_gradients([(tf.fill(v.shape, gradient), v) for v in variables])
+            moved[decay, scale] = [v.numpy() - was for v, was in zip(variables, before, strict=True)]
+    stacks = {id(variable) for variable in model.branches.trainable_variables}
+    assert len(stacks) == 3  # kernel, scale, offset
+    for variable, once, more in zip(variables, moved[0.0, 1.0], moved[0.0, 5.0], strict=True):
+        factor = 5 if id(variable) in stacks else 1
+        assert np.abs(once).min() > 5e-3
+        np.testing.assert_allclose(more, factor * once, rtol=2e-4, err_msg=variable.path)
+    for once, more in zip(moved[0.5, 1.0], moved[0.5, 5.0], strict=True):
+        np.testing.assert_array_equal(once, more)
+    assert any(np.abs(taken).max() > 1e-4 for taken in moved[0.5, 1.0])
+
+
+def test_with_sgd_a_scale_of_the_branches_is_one_of_their_gradients():
+    """Two steps with momentum and decay: as if the gradients had been three times as large."""
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.2, "schedule": "piecewise"}
+    ends = []
+    for scale, gradient in ((3.0, 1.0), (1.0, 3.0)):
+        wanted = OptimisationSettings(**settings, lr_drops=(), branch_gradient_scale=scale)
+        optimizer = make_optimizer(wanted, 10)
+        stack = keras.Variable(np.ones((2, 3)), name="kernel")
+        stack.of_branches = True
+        optimizer.build([stack])
+        for _ in range(2):
+            optimizer.apply_gradients([(tf.fill((2, 3), gradient), stack)])
+        ends.append(stack.numpy())
+    np.testing.assert_allclose(*ends, rtol=1e-6)

@@ -315,6 +315,7 @@ def test_what_fails_on_data_fails_before_the_run_is_started(
         (["--batch_size=2000"], "batch_size must be from 1 to 1198"),
         (["--epochs=1", "--warmup_epochs=1"], "warmup_epochs must be less than epochs=1"),
         (["--shift=40"], "shift"),
+        (["--alternating_flip"], "those of digits are not mirrored by default"),
         (["--cutout=40"], "cutout"),
         (["--feature_extractor=EfficientNetB77"], "EfficientNetB7"),
         (["--feature_extractor=nowhere.keras"], "nowhere.keras"),

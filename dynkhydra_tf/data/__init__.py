@@ -1,6 +1,6 @@
 """Data sets and input pipelines."""
 
-from dynkhydra_tf.data.augment import Augmentation
+from dynkhydra_tf.data.augment import Augmentation, make_augmentation
 from dynkhydra_tf.data.catalog import DATASETS, find_entry, load_data, open_data
 from dynkhydra_tf.data.image_data import CACHES, ImageData
 from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
@@ -15,6 +15,7 @@ __all__ = [
     "evaluation_batches",
     "find_entry",
     "load_data",
+    "make_augmentation",
     "open_data",
     "preprocess",
     "steps_per_epoch",

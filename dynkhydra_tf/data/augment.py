@@ -8,7 +8,9 @@ resumed sees the same augmented images. B is the batch, S the side of the square
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.settings import AugmentationSettings
 
 
 class Augmentation:
@@ -28,6 +30,7 @@ class Augmentation:
     Call arguments:
         images: (B,S,S,3), uint8 or floating, values 0..255; B need not be known statically.
         seed: (2,) integer; the same seed gives the same result for the same images.
+        mirrored: (B,) bool, which images to mirror, in place of a draw; None to draw.
 
     Returns:
         (B,S,S,3), the dtype of `images`.
@@ -51,20 +54,37 @@ class Augmentation:
         self.flip = flip
         self.cut_squares = SquareCutter(cutout) if cutout else None
 
-    def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor | None = None) -> tf.Tensor:
         """Augments a batch; see the class."""
         count = tf.shape(images)[0]
         shift_seed, flip_seed, cutout_seed = tf.unstack(tf.random.split(seed, 3))
-        if self.shift or self.flip:
+        if self.shift or self.flip or mirrored is not None:
             offsets = tf.random.stateless_uniform(
                 (count, 2), shift_seed, -self.shift, self.shift + 1, tf.int32
             )
-            mirrored = tf.random.stateless_uniform((count,), flip_seed) < (0.5 if self.flip else 0.0)
+            if mirrored is None:
+                mirrored = tf.random.stateless_uniform((count,), flip_seed) < (0.5 if self.flip else 0.0)
             images = move(images, offsets, mirrored, self.fill)
         if self.cut_squares:
             centers = tf.random.stateless_uniform((count, 2), cutout_seed, 0, self.image_size, tf.int32)
             images = self.cut_squares(images, centers, self.fill)
         return images
+
+
+def make_augmentation(settings: AugmentationSettings, data: ImageData) -> Augmentation:
+    """Returns the augmentation that a run's settings describe.
+
+    Raises:
+        UserError: an amount that does not fit the image size, or an alternating flip of images whose mirrored
+            one is of no class.
+    """
+    flip = data.flip if settings.flip is None else settings.flip
+    if settings.alternating_flip and not flip:
+        raise UserError(
+            f"--alternating_flip mirrors images, and those of {data.name} are not mirrored by default: add "
+            "--flip if a mirrored one is still of its class, or leave it out"
+        )
+    return Augmentation(data.image_size, data.mean, settings.shift, flip, settings.cutout)
 
 
 def move(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:

@@ -42,9 +42,10 @@ def training_batches(
     batch_size: int,
     epochs: int,
     seed: int,
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    augment: Callable[..., tf.Tensor],
     initial_step: int = 0,
     split: str = "train",
+    alternating_flip: bool = False,
 ) -> tf.data.Dataset:
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
@@ -58,6 +59,9 @@ def training_batches(
         augment: callable (images (B,S,S,3) uint8, seed (2,) int) -> images, such as `Augmentation`.
         initial_step: steps already done; skipping them costs nothing.
         split: of `data`.
+        alternating_flip: whether to tell `augment`, as a third argument, which images (B,) bool to mirror: in
+            the first epoch about half of them, by a draw of the seed and each one's number in the split, then
+            in turn those and the others, so that an image is seen from either side equally often.
 
     Returns:
         `tf.data.Dataset` of (images (B,S,S,3) uint8, labels (B,) int32), of known cardinality.
@@ -69,16 +73,21 @@ def training_batches(
     size = data.sizes[split]
     first_epoch = initial_step // steps
     order_seed, augment_seed = tf.unstack(tf.random.split(tf.constant([seed, 0], tf.int64), 2))
+    flip_seed = tf.constant([seed, 1], tf.int64)
 
     def epoch_batches(epoch):
-        """Index batches (B,) of one epoch, without those that are done."""
+        """Batches of one epoch, without those that are done: (indices (B,), which to mirror (B,) bool)."""
         order = tf.random.experimental.stateless_shuffle(tf.range(size), tf.random.fold_in(order_seed, epoch))
         indices = tf.reshape(order[: steps * batch_size], (steps, batch_size))
-        return tf.data.Dataset.from_tensor_slices(indices[tf.maximum(initial_step - epoch * steps, 0) :])
+        indices = indices[tf.maximum(initial_step - epoch * steps, 0) :]
+        mirrored = tf.random.stateless_uniform((size,), flip_seed) < 0.5
+        mirrored = tf.not_equal(mirrored, epoch % 2 == 1)
+        return tf.data.Dataset.from_tensor_slices((indices, tf.gather(mirrored, indices)))
 
     def augment_batch(step, batch):
-        images, labels = batch
-        return augment(images, tf.random.fold_in(augment_seed, step)), labels
+        images, labels, mirrored = batch
+        told = (mirrored,) if alternating_flip else ()
+        return augment(images, tf.random.fold_in(augment_seed, step), *told), labels
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
     batches = _read(data, split, batches, batch_size)
@@ -112,15 +121,16 @@ def evaluation_batches(data: ImageData, split: str, batch_size: int) -> tf.data.
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def _read(data, split, index_batches, batch_size):
-    """From a dataset of (B,) indices to one of (images, labels)."""
+def _read(data, split, batches, batch_size):
+    """From a dataset of indices (B,) and something else of each image to (images, labels, that)."""
     together = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     if not data.in_memory:
-        images = index_batches.unbatch().map(data.fetch(split), **together)
-        return images.batch(batch_size, drop_remainder=True)
+        fetch = data.fetch(split)
+        examples = batches.unbatch().map(lambda index, more: (*fetch(index), more), **together)
+        return examples.batch(batch_size, drop_remainder=True)
     images, labels = _in_memory(data, split)
-    return index_batches.map(
-        lambda indices: (tf.gather(images, indices), tf.gather(labels, indices)), **together
+    return batches.map(
+        lambda indices, more: (tf.gather(images, indices), tf.gather(labels, indices), more), **together
     )
 
 
