@@ -119,7 +119,10 @@ def with_settings(losses: Mapping[str, Loss], settings: Mapping[str, Any]) -> di
     names = [f"{name}_weight" for name in losses]
     options = {option: None for loss in losses.values() for option in loss.options}
     if unknown := settings.keys() - {*names, *options}:
-        raise ValueError(f"The losses take {', '.join([*options, *names])}. Received: {', '.join(unknown)}")
+        raise ValueError(
+            f"The options of the losses are {', '.join(options)}. The weights of the losses are "
+            f"{', '.join(names)}. Received: {', '.join(unknown)}"
+        )
     result = {}
     for (name, loss), key in zip(losses.items(), names, strict=True):
         weight = _checked(key, settings.get(key, loss.weight))
