@@ -220,6 +220,13 @@ class NetworkSettings(Checked):
         role=Role.NETWORK,
         choices=("none", "stem"),
     )
+    init_from: str | None = setting(
+        None,
+        "The run that has ended, or the .keras file, whose network the new one starts from. A plain "
+        "network's layers go to stem, gater and every branch. Default: drawn weights.",
+        role=Role.NETWORK,
+        path=True,
+    )
     depth: int = setting(
         1, "d, blocks per stage. The paper: 1 to 7 and 9; densenet 1 to 4.", role=Role.NETWORK, least=1
     )

@@ -61,11 +61,12 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
     from dynkhydra_tf.training import fit
+    from dynkhydra_tf.upcycling import open_source
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     network, how, optimisation = settings.network, settings.partition, settings.optimisation
     branched = network.system == "hydra"
-    backbone = give = None
+    backbone = give = source = None
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
     if settings.data.dataset == "folder":
@@ -73,9 +74,12 @@ def train(settings: Settings, run: RunDirectory) -> None:
     if not run.continued:
         size = settings.data.image_size or find_entry(settings.data.dataset).image_size
         backbone, give = open_backbone(network, size)
+        source = open_source(network, backbone, run.path)
     data = open_data(settings.data, settings.place.cache_dir)
     if run.continued:
         run.check_data(data.record)
+    if source:
+        source.check_classes(data.class_names)
     steps = steps_per_epoch(data, optimisation.batch_size)
     augment = make_augmentation(settings.augmentation, data)
     optimizer = make_optimizer(optimisation, steps)
@@ -101,6 +105,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     model, done = run.load_checkpoint() if run.continued else (None, 0)
     if model is None and backbone is None:  # killed before the first one
         backbone, give = open_backbone(network, data.image_size)
+        source = open_source(network, backbone)
     keras.utils.set_random_seed(optimisation.seed)
     if model is None:
         given: dict[str, Any] = {
@@ -127,6 +132,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
             model = Plain(backbone, data.num_classes, **given)
         if give:
             model.set_first_weights(give)
+        if source:
+            source.start(model)
         model.compile(optimizer)
         model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
     else:
@@ -148,6 +155,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
         run.go_on(done)
     else:
         run.start(partition, data.record)
+        if source:
+            run.save_checkpoint(model)  # to go on needs the source no more
     fit(model, run, batches, watched, optimisation.epochs, steps, done)
     run.save_model(model)
 

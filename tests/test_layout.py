@@ -26,7 +26,7 @@ image_classifier
 hydra plain
 partition
 runs progress figures
-training
+training upcycling
 costs
 accuracy
 evaluation cut_list

@@ -9,7 +9,7 @@ another run's, are read once and then given to the new model: `Hydra.set_first_w
     model.set_first_weights(lambda part, layer: copy_weights(trained, layer))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -18,23 +18,26 @@ import keras
 GiveWeights = Callable[[str, keras.Layer], None]
 
 
-def copy_weights(source: keras.Model, target: keras.Model) -> None:
+def copy_weights(source: keras.Model | Sequence[keras.Model], target: keras.Model) -> None:
     """Copies the weights of one network's layers into the other's layers of the same names.
 
     Args:
-        source: built, with a layer of its own for each layer of `target` that has weights; it may have more.
+        source: one or several, built, with a layer of its own for each layer of `target` that has weights; it
+            may have more.
         target: built.
 
     Raises:
         ValueError: a layer that `source` lacks, or that has weights of other shapes there. Nothing is copied.
     """
     layers = {layer.name: layer for layer in target.layers if layer.weights}
-    twins = {layer.name: layer for layer in source.layers}
+    sources = [source] if isinstance(source, keras.Model) else source
+    twins = {layer.name: layer for one in sources for layer in one.layers}
     if others := [
         name for name in layers if name not in twins or _shapes(twins[name]) != _shapes(layers[name])
     ]:
+        names = " and ".join(one.name for one in sources)
         raise ValueError(
-            f"{source.name} must have every layer of {target.name}, with the same shapes. "
+            f"{names} must have every layer of {target.name}, with the same shapes. "
             f"Received: {target.name} with {', '.join(others)}, of which that is not so"
         )
     for name, layer in layers.items():
