@@ -124,7 +124,7 @@ def test_images_are_spread_over_the_split(digits):
     np.testing.assert_array_equal(images[1], everything[2])  # 598 / 255 = 2.3
     assert len(timing.timed_images(digits, 64)) == 512  # 8 requests
     assert len(timing.timed_images(digits, 299)) == 598
-    with pytest.raises(UserError, match="--batch_size must be at most 299, half of the test images"):
+    with pytest.raises(UserError, match="--batch_sizes must be at most 299, half of the test images"):
         timing.timed_images(digits, 300)
 
 
@@ -143,25 +143,38 @@ def test_an_export_that_answers_otherwise_is_refused(plain, tmp_path, digits):
 @pytest.mark.slow
 def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "IMAGES", 12)
-    runs = make_run("hydra", model=hydra), make_run("plain", "--system=plain", model=plain)
-    assert command(*runs, "--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out") is None
+    plain_run = make_run("plain", "--system=plain", model=plain)
+    other_seed = make_run("plain_1", "--system=plain", "--seed=1", model=Plain(ResNet(1), 10))
+    runs = make_run("hydra", model=hydra), plain_run, other_seed
+    options = ("--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out", "--batch_sizes=1,4")
+    assert command(*runs, *options, "--runtimes=tensorflow,onnx") is None
     printed = capsys.readouterr().out
-    assert "digits, batch 1, threads 1, 12 images timed\nprocessor " in printed
+    assert "digits, threads 1\nprocessor " in printed
     results = json.loads((tmp_path / "out" / "latency.json").read_text())
-    assert (results["threads"], results["batch_size"], results["images"]) == (1, 1, 12)
+    assert (results["threads"], results["images"]) == (1, {"1": 12, "4": 32})
+    kinds = [("hydra", 0.0), ("hydra", 0.3), ("hydra", 0.9), ("plain", None)]
     rows = results["rows"]
-    assert [(row["run"], row["tau"]) for row in rows] == [
-        ("hydra", 0.0),
-        ("hydra", 0.3),
-        ("hydra", 0.9),
-        ("plain", None),
+    assert [(row["batch_size"], row["runtime"], row["run"], row["tau"]) for row in rows] == [
+        (size, runtime, *kind) for size in (1, 4) for runtime in ("tensorflow", "onnx") for kind in kinds
     ]
     assert (rows[0]["timed_active_branches"], rows[2]["timed_active_branches"]) == (2.0, 1.0)
     assert rows[3]["active_branches"] is None and rows[3]["flops"] < rows[2]["flops"] < rows[0]["flops"]
     assert all(0 < row["low"] <= row["ms"] <= row["high"] and 0 <= row["top1"] <= 1 for row in rows)
+    assert (rows[0]["seeds"], rows[3]["seeds"]) == (1, 2)
+    alone = [
+        timing.accuracy_rows(run, run.load_model(), load_data("digits"), [])[0]["top1"]
+        for run in timing.open_runs([plain_run, other_seed]).values()
+    ]
+    np.testing.assert_allclose(rows[3]["top1"], np.mean(alone))
+    np.testing.assert_allclose(rows[3]["top1_deviation"], np.std(alone, ddof=1))
     with (tmp_path / "out" / "latency.csv").open(newline="") as file:
-        assert [row["tau"] for row in csv.DictReader(file)] == ["0.0", "0.3", "0.9", ""]
-    assert (tmp_path / "out" / "latency.png").read_bytes().startswith(b"\x89PNG")
+        assert [row["tau"] for row in csv.DictReader(file)] == ["0.0", "0.3", "0.9", ""] * 4
+    picture = (tmp_path / "out" / "latency.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    # Drawn again from the numbers alone.
+    assert command(f"--redraw={tmp_path}/out/latency.json", f"--output_dir={tmp_path}/again") is None
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["latency.png"]
+    assert (tmp_path / "again" / "latency.png").read_bytes() == picture
 
 
 # === Bad input ===
@@ -174,7 +187,11 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
         (["no_model"], [], "no_model/model.keras is not there; a run has one after its last epoch"),
         (["a"], [], "a/model.keras cannot be loaded as a Keras model"),
         (["a"], ["--taus=1"], "taus must be numbers in [0, 1). Received: 1"),
-        (["a"], ["--batch_size=0"], "batch_size"),
+        (["a"], ["--batch_sizes=0"], "batch_sizes"),
+        (["a"], ["--runtimes=torch"], "runtimes"),
+        ([], [], "Give runs to measure, or --redraw alone. Received: no run"),
+        (["a"], ["--redraw=x"], "Give runs to measure, or --redraw alone. Received: a"),
+        ([], ["--redraw=a/flags.cfg"], "--redraw=a/flags.cfg cannot be read"),
         (["a"], ["--output_dir=/proc/x"], "Cannot write to /proc"),
     ],
 )

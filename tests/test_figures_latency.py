@@ -7,7 +7,14 @@ from tests.conftest import overlapping
 def latency_rows(run, taus, ms, top1):
     keys = ("run", "tau", "ms", "low", "high", "top1")
     points = zip(taus, ms, top1, strict=True)
-    return [dict(zip(keys, (run, tau, x, 0.9 * x, 1.2 * x, y), strict=True)) for tau, x, y in points]
+    same = {
+        "runtime": "tensorflow",
+        "batch_size": 1,
+        "epochs": 12,
+        "schedule": "linear",
+        "top1_deviation": None,
+    }
+    return [same | dict(zip(keys, (run, tau, x, 0.9 * x, 1.2 * x, y), strict=True)) for tau, x, y in points]
 
 
 def test_latency(drawn, tmp_path):
@@ -25,3 +32,24 @@ def test_latency(drawn, tmp_path):
     assert legend == ["a", r"b\$1\$", "plain"]
     save_latency(rows[:2], "title", tmp_path / "latency.png")
     assert drawn[1].axes[0].get_xscale() == "linear"
+
+
+def test_panels_seeds_and_the_line_to_beat(drawn, tmp_path):
+    plain = latency_rows("d1", [None], [2.0], [0.6]) + latency_rows("d2", [None], [3.0], [0.7])
+    longer = [row | {"epochs": 60} for row in latency_rows("long", [None], [3.0], [0.8])]
+    spread = [row | {"top1_deviation": 0.01} for row in plain]
+    other = [row | {"batch_size": 64, "ms": 0.1} for row in plain]
+    onnx = [row | {"runtime": "onnx", "ms": 1.0} for row in plain]
+    save_latency([*spread, *longer, *onnx, *other], "title", tmp_path / "latency.png")
+    first, second = drawn[0].axes
+    assert [axes.get_xlabel().split(" (")[0] for axes in (first, second)] == [
+        "ms per image at batch 1",
+        "ms per image at batch 64",
+    ]
+    joined = {
+        tuple(line.get_xdata()): line.get_linestyle() for line in first.lines if len(line.get_xdata()) == 2
+    }
+    assert joined == {(2.0, 3.0): "-", (1.0, 1.0): "--"}  # the one of 60 epochs is on no line
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert legend == ["d1", "d2", "long"]
+    assert "over seeds" in first.get_ylabel()

@@ -3,21 +3,26 @@
     python -m dynkhydra_tf.benchmark.latency runs/cifar100 runs/cifar100_plain --taus=0,0.05,0.1,0.2,0.5
 
 Accuracy and lambda are those of the whole test split, the time that of some of its images, evenly spaced
-over the split, through TensorFlow's C API (the loader of TensorFlow Serving) in a process of its own: every
-image is answered by each network at each tau in turn, again and again, so that what slows the machine down
-for a while slows all alike. A Hydra is timed as `export.py` serves it, checks and labels included, a plain
-network without these; both have their batch normalisation folded. Writes latency.json, latency.csv and
-latency.png into --output_dir.
+over the split, in a process of its own: every image is answered by each network at each tau in turn, again
+and again, so that what slows the machine down for a while slows all alike. TensorFlow answers through its C
+API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed as `export.py` serves it,
+checks and labels included, a plain network without these; both have their batch normalisation folded. Runs
+that differ in their seeds alone are one network: its accuracy is their mean, its time the first one's.
+Writes latency.json, latency.csv and latency.png into --output_dir; `--redraw=latency.json` draws the
+picture again, without the runs.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from dynkhydra_tf import cli, figures
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, changed, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
 from dynkhydra_tf.runs import EvaluationFile
@@ -32,10 +37,14 @@ class Options(Checked):
     taus: tuple[float, ...] = setting(
         (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), "Thresholds, besides each Hydra's own.", least=0, below=1
     )
-    batch_size: int = setting(1, "Images in a request.", least=1)
+    batch_sizes: tuple[int, ...] = setting((1,), "Images in a request; a panel of the picture each.", least=1)
+    runtimes: tuple[str, ...] = setting(
+        ("tensorflow",), "tensorflow, onnx: what answers.", choices=("tensorflow", "onnx")
+    )
     threads: int = setting(1, "Threads of the server.", least=1)
-    seconds: float = setting(30.0, "Measure at least so long, and five rounds.", least=0)
+    seconds: float = setting(30.0, "Measure at least so long each batch size, and five rounds.", least=0)
     onednn: bool = setting(False, "Measure with TF_ENABLE_ONEDNN_OPTS=1.")
+    redraw: str | None = setting(None, "A latency.json to draw again; nothing is measured.", path=True)
     data_dir: str | None = setting(None, "Where the data set lies; default: as in the first run.", path=True)
     output_dir: str | None = setting(
         None, "Where to write; default: evaluation/ in the first run.", path=True
@@ -47,8 +56,28 @@ def main(options: Options, paths: Sequence[str]) -> None:
 
     Args:
         options: the flags.
-        paths: run directories.
+        paths: run directories; none with --redraw.
     """
+    if bool(paths) == bool(options.redraw):
+        raise UserError(f"Give runs to measure, or --redraw alone. Received: {' '.join(paths) or 'no run'}")
+    if options.redraw:
+        results = _read(options.redraw)
+        output = pathlib.Path(options.output_dir or pathlib.Path(options.redraw).parent)
+    else:
+        results, output = measure(options, paths)
+        write_json(output / EvaluationFile.LATENCY_RESULTS, results)
+        write_csv(output / EvaluationFile.LATENCY_ROWS, results["rows"])
+    environment = ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+    print(f"{results['dataset']}, threads {results['threads']}\n{environment}\n")
+    print(latency_text(results["rows"]))
+    draw(results, output / EvaluationFile.LATENCY)
+    files = (EvaluationFile.LATENCY_RESULTS, EvaluationFile.LATENCY_ROWS, EvaluationFile.LATENCY)
+    written = ", ".join(files[2:] if options.redraw else files)
+    print(f"\nWritten to {output}: {written}")
+
+
+def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:
+    """Returns the content of latency.json, and the directory to write to."""
     # Only now: they load Keras, which --help can do without.
     from dynkhydra_tf.benchmark import timing
     from dynkhydra_tf.benchmark.environment import describe
@@ -66,62 +95,113 @@ def main(options: Options, paths: Sequence[str]) -> None:
     )
     for run in runs.values():
         run.check_data(data)
-    images = timing.timed_images(data, options.batch_size)
+    images = {size: timing.timed_images(data, size) for size in options.batch_sizes}
 
-    # === Accuracy and exports, then all times together ===
-    by_key: dict[str, dict[str, Any]] = {}
-    subjects: dict[str, timing.Subject] = {}
+    # === Accuracy ===
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, same in timing.networks(runs).items():
+        optimisation = same[0].settings.optimisation
+        trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule, "seeds": len(same)}
+        taus = _taus(models[name], options.taus)
+        by_seed = [timing.accuracy_rows(run, models[_name(runs, run)], data, taus) for run in same]
+        for of_seeds in zip(*by_seed, strict=True):
+            row = {key: _mean([row[key] for row in of_seeds]) for key in of_seeds[0]}
+            found.append((name, {"run": name, **trained, **row, "top1_deviation": _deviation(of_seeds)}))
+
+    # === Exports, then all times together ===
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number_of_run, (name, run) in enumerate(runs.items()):
-            model, optimisation = models[name], run.settings.optimisation
-            trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule}
-            plain = run.settings.network.system == "plain"
-            taus = [] if plain else sorted({model.tau, *options.taus})
-            exported = timing.export_subjects(model, taus, images, os.path.join(folder, str(number_of_run)))
-            for row in timing.accuracy_rows(run, model, data, taus):
-                key = name if row["tau"] is None else f"{name}, tau {row['tau']:g}"
-                subjects[key] = exported[row["tau"]]
-                active = subjects[key].active_branches
-                by_key[key] = {"run": name, **trained, **row, "timed_active_branches": active}
-        times = timing.measure(
-            subjects, images, options.batch_size, options.threads, options.seconds, options.onednn
-        )
-    rows = [row | times[key] for key, row in by_key.items()]
+        exported = {
+            (runtime, name): timing.export(
+                models[name],
+                _taus(models[name], options.taus),
+                os.path.join(folder, f"{runtime}-{number}"),
+                runtime,
+            )
+            for runtime in options.runtimes
+            for number, name in enumerate(dict.fromkeys(name for name, _ in found))
+        }
+        for size, timed in images.items():
+            subjects, measured = {}, {}
+            for (runtime, exported_name), places in exported.items():
+                of_taus = timing.subjects_of(models[exported_name], places, timed)
+                for name, row in found:
+                    if name == exported_name:
+                        key = f"{runtime}: {name}" + ("" if row["tau"] is None else f", tau {row['tau']:g}")
+                        subjects[key] = of_taus[row["tau"]]
+                        asked = {"runtime": runtime, "batch_size": size}
+                        active = {"timed_active_branches": subjects[key].active_branches}
+                        measured[key] = asked | row | active
+            times = timing.measure(subjects, timed, size, options.threads, options.seconds, options.onednn)
+            rows += [row | times[key] for key, row in measured.items()]
+    results = {
+        "dataset": data.name,
+        "threads": options.threads,
+        "images": {str(size): len(timed) for size, timed in images.items()},
+        "environment": describe(options.onednn),
+        "rows": rows,
+    }
+    return results, output
 
-    # === Print, write ===
-    requests = {"batch_size": options.batch_size, "threads": options.threads, "images": len(images)}
-    environment = describe(options.onednn)
-    title = f"{data.name}, batch {options.batch_size}, threads {options.threads}"
-    print(f"{title}, {len(images)} images timed\n" + ", ".join(f"{k} {v}" for k, v in environment.items()))
-    print(f"\n{latency_text(rows)}")
-    write_json(
-        output / EvaluationFile.LATENCY_RESULTS,
-        {"dataset": data.name, **requests, "environment": environment, "rows": rows},
-    )
-    write_csv(output / EvaluationFile.LATENCY_ROWS, rows)
-    heading = f"Accuracy over measured time: {title}\n{environment['processor']}"
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws the content of latency.json."""
+    rows, processor = results["rows"], results["environment"]["processor"]
+    heading = f"Accuracy over measured time: {results['dataset']}, threads {results['threads']}\n{processor}"
     lengths = {row["run"]: length_text(row["epochs"], row["schedule"]) for row in rows}
     if len(set(lengths.values())) == 1:
-        heading, drawn = f"{heading}\nTrained for {lengths[rows[0]['run']]}", rows
+        heading = f"{heading}\nTrained for {lengths[rows[0]['run']]}"
     else:
-        drawn = [row | {"run": f"{row['run']}: {lengths[row['run']]}"} for row in rows]
-    figures.save_latency(drawn, heading, output / EvaluationFile.LATENCY)
-    written = (EvaluationFile.LATENCY_RESULTS, EvaluationFile.LATENCY_ROWS, EvaluationFile.LATENCY)
-    print(f"\nWritten to {output}: {', '.join(written)}")
+        rows = [row | {"run": f"{row['run']}: {lengths[row['run']]}"} for row in rows]
+    figures.save_latency(rows, heading, path)
 
 
 def latency_text(rows: Sequence[dict]) -> str:
     """Returns the rows of latency.json as text in aligned columns."""
-    header = ["run", "epochs", "schedule", "tau", "lambda", "of those timed", "top-1", "MFLOPs"]
-    cells = [[*header, "ms per image", "quartiles"]]
+    header = ["run", "runtime", "batch", "epochs", "schedule", "tau", "lambda", "of those timed", "top-1"]
+    cells = [[*header, "+- (seeds)", "MFLOPs", "ms per image", "quartiles"]]
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]
         measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}"]
-        cost = [f"{row['top1']:.2%}", f"{row['flops'] / 1e6:.1f}"]
-        trained = [str(row["epochs"]), row["schedule"]]
-        cells.append([row["run"], *trained, number(row["tau"], "g"), *branches, *cost, *measured])
-    return table(cells, text_columns=(0, 2))
+        spread = "-" if row["top1_deviation"] is None else f"{row['top1_deviation']:.2%}"
+        cost = [f"{row['top1']:.2%}", f"{spread} ({row['seeds']})", f"{row['flops'] / 1e6:.1f}"]
+        trained = [str(row["batch_size"]), str(row["epochs"]), row["schedule"]]
+        asked = [row["run"], row["runtime"], *trained, number(row["tau"], "g")]
+        cells.append([*asked, *branches, *cost, *measured])
+    return table(cells, text_columns=(0, 1, 4))
+
+
+def _taus(model, taus):
+    """The thresholds to measure a network at: none for a plain one."""
+    return sorted({model.tau, *taus}) if hasattr(model, "tau") else []
+
+
+def _name(runs, run):
+    return next(name for name, other in runs.items() if other is run)
+
+
+def _mean(values):
+    return None if values[0] is None else statistics.fmean(values)
+
+
+def _deviation(rows):
+    """The standard deviation of top-1 over seeds; None of a single one."""
+    return statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else None
+
+
+def _read(path):
+    """The content of a latency.json."""
+    try:
+        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        latency_text(results["rows"])
+        return results
+    except (OSError, ValueError) as error:
+        raise UserError(f"--redraw={path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--redraw={path} is no latency.json of this version ({error!r}); measure it anew"
+        ) from error
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, positional="runs")
+    cli.run(main, Options, positional="runs", at_least=0)

@@ -5,7 +5,8 @@
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
 at least 2}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
-"times_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}.
+"times_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}. In place
+of a directory there may be a .onnx file, which ONNX Runtime answers.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
 down for a while slows all alike.
@@ -16,6 +17,7 @@ import pickle
 import sys
 import time
 from types import ModuleType
+from typing import Any
 
 
 def rss_mb() -> float:
@@ -24,16 +26,59 @@ def rss_mb() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
+class OnnxModel:
+    """A .onnx file in ONNX Runtime, with what is used here of `native.SavedModel`."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(path, options)
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def run(self, inputs: dict, signature: str) -> dict:
+        """Returns the outputs for a batch."""
+        return dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
+
+    def request(self, inputs: dict, signature: str) -> "OnnxRequest":
+        """Returns a request to be run again and again."""
+        return OnnxRequest(self, inputs)
+
+    def close(self) -> None:
+        """Lets go of it."""
+        del self.session
+
+
+class OnnxRequest:
+    """A batch for an `OnnxModel`."""
+
+    def __init__(self, model: OnnxModel, inputs: dict) -> None:
+        self.session, self.names, self.inputs = model.session, model.names, inputs
+
+    def run(self) -> None:
+        """Answers it."""
+        self.session.run(self.names, self.inputs)
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to release."""
+
+
+def open_model(native: ModuleType, path: str, threads: int) -> Any:
+    """Loads an export into its runtime."""
+    return (OnnxModel if path.endswith(".onnx") else native.SavedModel)(path, threads)
+
+
 def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
     """Loads each model three times; returns the last ones, load times in ms and growth of memory in MB."""
     load_ms: dict[str, list[float]] = {name: [] for name in job["models"]}
     models, memory_mb = {}, {}
     first, _ = next(iter(job["models"].values()))
-    native.SavedModel(first, job["threads"]).close()  # starts TensorFlow
+    open_model(native, first, job["threads"]).close()  # starts the runtime
     for turn in range(3):
         for name, (directory, signature) in job["models"].items():
             before, start = rss_mb(), time.perf_counter()
-            model = native.SavedModel(directory, job["threads"])
+            model = open_model(native, directory, job["threads"])
             load_ms[name].append((time.perf_counter() - start) * 1e3)
             if turn == 2:
                 model.run({"images": job["images"][:1]}, signature)

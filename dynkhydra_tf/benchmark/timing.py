@@ -4,7 +4,8 @@ B is the batch axis; images are (B, S, S, 3) uint8.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun
 from dynkhydra_tf.serving.reference import TOLERANCE
-from dynkhydra_tf.settings import DataSettings
+from dynkhydra_tf.settings import DataSettings, differences
 
 IMAGES = 256  # timed at batch 1; their mean lambda is within about 3 % of the split's
 
@@ -47,6 +48,24 @@ def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
                     f"{key}={of_first[key]} in {first.path}, {key}={value} in {run.path}"
                 )
     return {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
+
+
+def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Returns the runs of one network together: those that differ in nothing but the seed.
+
+    Returns:
+        {name of its first run: its runs}.
+    """
+    found: dict[str, list[FinishedRun]] = {}
+    for name, run in runs.items():
+        for same in found.values():
+            changes = differences(run.settings, same[0].settings)
+            if all(change.startswith("--seed=") for change in changes):
+                same.append(run)
+                break
+        else:
+            found[name] = [run]
+    return found
 
 
 def image_source(data: DataSettings) -> dict[str, str | int | float | None]:
@@ -102,7 +121,7 @@ def timed_images(data: ImageData, batch_size: int) -> np.ndarray:
     requests = min(max(8, IMAGES // batch_size), size // batch_size)
     if requests < 2:
         raise UserError(
-            f"--batch_size must be at most {size // 2}, half of the test images. Received: {batch_size}"
+            f"--batch_sizes must be at most {size // 2}, half of the test images. Received: {batch_size}"
         )
     wanted = np.linspace(0, size - 1, requests * batch_size).round().astype(int)
     chosen, start = [], 0
@@ -112,44 +131,76 @@ def timed_images(data: ImageData, batch_size: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
+Place = tuple[str, str] | str  # (directory, signature) of a SavedModel, or a .onnx file
+
+
 class Subject(NamedTuple):
     """An export to be timed, and what Keras says it must answer.
 
     Attributes:
-        place: (directory, signature).
+        place: of the export.
         active_branches: float, lambda of the timed images; None for a plain network.
         probabilities: (n, M) float32, of the first images.
     """
 
-    place: tuple[str, str]
+    place: Place
     active_branches: float | None
     probabilities: np.ndarray
 
 
-def export_subjects(
-    model: Hydra | Plain, taus: Sequence[float], images: np.ndarray, directory: str
-) -> dict[float | None, Subject]:
-    """Exports a network to be timed: a Hydra with a signature for each tau, since serving_default has one.
+def export(
+    model: Hydra | Plain, taus: Sequence[float], directory: str, runtime: str = "tensorflow"
+) -> dict[float | None, Place]:
+    """Exports a network to be timed: a Hydra at each tau, since serving_default has one.
 
     Args:
-        model: the network. taus: for a Hydra. images: (n, S, S, 3) uint8, those to be timed.
+        model: the network. taus: for a Hydra.
         directory: where to export to.
+        runtime: "tensorflow": a SavedModel with a signature for each tau; "onnx": a file for each.
 
     Returns:
-        {tau: `Subject`}; of a plain network {None: `Subject`}.
+        {tau: where}; of a plain network {None: where}.
     """
+    return {"tensorflow": _saved_models, "onnx": _onnx_files}[runtime](model, taus, directory)
+
+
+def subjects_of(
+    model: Hydra | Plain, places: Mapping[float | None, Place], images: np.ndarray
+) -> dict[float | None, Subject]:
+    """Returns what was exported, with what Keras says of the images (n, S, S, 3) uint8 that are timed."""
     parts = np.split(images, range(64, len(images), 64))  # 64: so many answers the timing gives back
+    model, subjects = model.for_inference(), {}
+    for tau, place in places.items():
+        if isinstance(model, Plain):
+            answers, active = [model(parts[0])], None
+        else:
+            answers = [model(part, tau=tau) for part in parts]
+            active = sum(int(np.sum(answer["selected"])) for answer in answers) / len(images)
+        probabilities = tf.nn.softmax(answers[0]["logits"]).numpy()
+        subjects[tau] = Subject(place, active, probabilities)
+    return subjects
+
+
+def _saved_models(model, taus, directory):
+    """{tau: (directory, signature)} of one SavedModel."""
     if isinstance(model, Plain):
         export_network(model, directory)
-        answer = tf.nn.softmax(model.for_inference()(parts[0])["logits"]).numpy()
-        return {None: Subject((directory, "serving_default"), None, answer)}
-    model, subjects = model.for_inference(), {}
-    for tau, signature in export_hydra_at(model, directory, taus).items():
-        answers = [model(part, tau=tau) for part in parts]
-        active = sum(int(np.sum(answer["selected"])) for answer in answers) / len(images)
-        probabilities = tf.nn.softmax(answers[0]["logits"]).numpy()
-        subjects[tau] = Subject((directory, signature), active, probabilities)
-    return subjects
+        return {None: (directory, "serving_default")}
+    names = export_hydra_at(model, directory, taus)
+    return {tau: (directory, name) for tau, name in names.items()}
+
+
+def _onnx_files(model, taus, directory):
+    """{tau: file} of a .onnx file for each."""
+    from dynkhydra_tf.serving.formats.onnx import to_onnx
+
+    pathlib.Path(directory).mkdir()
+    files = {}
+    for number, tau in enumerate(taus or [None]):
+        path = pathlib.Path(directory) / f"{number}.onnx"
+        path.write_bytes(to_onnx(model, tau))
+        files[tau] = str(path)
+    return files
 
 
 def measure(
