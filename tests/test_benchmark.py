@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.benchmark import __main__ as command
-from dynkhydra_tf.benchmark import inference, subjects, training
+from dynkhydra_tf.benchmark import environment, inference, subjects, training
 from dynkhydra_tf.gating import select_branches
 
 
@@ -23,9 +23,16 @@ def benchmark(run_command):
 def test_summary_by_hand():
     # Two requests, three rounds; b takes twice as long in each round.
     times = {"a": [[1.0, 2.0, 3.0], [5.0, 4.0, 6.0]], "b": [[2.0, 4.0, 6.0], [10.0, 8.0, 12.0]]}
-    summary = inference.summarise(times, "a")
-    assert summary["a"] == {"ms": 3.5, "low": 3.0, "high": 4.0, "over": 1.0}
-    assert summary["b"] == {"ms": 7.0, "low": 6.0, "high": 8.0, "over": 2.0}
+    cpu = {"a": [[1.0, 1.0, 9.0], [3.0, 3.0, 3.0]], "b": times["b"]}
+    summary = inference.summarise(times, "a", cpu)
+    assert summary["a"] == {"ms": 3.5, "low": 3.0, "high": 4.0, "over": 1.0, "cpu": 2.0}
+    assert summary["b"] == {"ms": 7.0, "low": 6.0, "high": 8.0, "over": 2.0, "cpu": 7.0}
+
+
+@pytest.mark.parametrize(("onednn", "told"), [("on", "1"), ("off", "0"), ("default", None)])
+def test_what_tensorflow_is_told_of_onednn(monkeypatch, onednn, told):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")  # as this package sets it for itself
+    assert environment.with_onednn(onednn).get("TF_ENABLE_ONEDNN_OPTS") == told
 
 
 def test_comparison_names_what_lies_outside_both_spreads():
@@ -88,7 +95,9 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     texts = ["hydra, lambda 2", "HydraRes, d=2, K=4", "Of the time at lambda 2: stem", "Growth at lambda 2"]
     for text in (*texts, "dense / routed", "images/s"):
         assert text in printed
-    assert (tmp_path / "inference_1.png").read_bytes().startswith(b"\x89PNG")
+    for told in ("on", "off"):
+        assert f"1 thread, oneDNN {told}, batch 1; d=1, nb=4" in printed
+        assert (tmp_path / f"inference_1_onednn_{told}.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(results) == {"environment", "limits", "minutes", *command.SECTIONS}
     assert set(results["minutes"]) == set(command.SECTIONS)
@@ -109,6 +118,7 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
         (["--active=0"], "active must be numbers in [1, 4]. Received: 0"),
         (["--active=5"], "active must be numbers in [1, 4]. Received: 5"),
         (["--threads=two"], "--threads=two: it must be whole numbers"),
+        (["--onednn=maybe"], "onednn must be"),
         (["--threads="], "threads must name at least one number. Received: none"),
         (["--compare=nowhere.json"], "--compare=nowhere.json cannot be read"),
         (["--output_dir=/proc/x"], "Cannot write to /proc"),

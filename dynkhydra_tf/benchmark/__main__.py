@@ -10,6 +10,7 @@ slower than in an older file, in any section, by more than the spread of both.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -54,7 +55,12 @@ class Options(Checked):
     training_batch_size: int = setting(128, "Images in a training step.", least=1)
     training_steps: int = setting(6, "Training steps of each kind.", least=1)
     seconds: float = setting(10.0, "At least so long for each comparison.", least=0)
-    onednn: bool = setting(False, "In inference and growth: with TF_ENABLE_ONEDNN_OPTS=1.")
+    onednn: tuple[str, ...] = setting(
+        ("on", "off"),
+        "Inference with oneDNN, without, or as TensorFlow decides by the processor (default); growth with "
+        "the first.",
+        choices=("on", "off", "default"),
+    )
     output_dir: str = setting("benchmark_results", "Where benchmark.json goes.", path=True)
     compare: str | None = setting(None, "An older benchmark.json.", path=True)
 
@@ -80,7 +86,7 @@ def main(options: Options, sections: Sequence[str]) -> None:
     check_writable(options.output_dir, "output_dir")
 
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # each table as soon as it is measured, in a file too
-    environment = describe(options.onednn)
+    environment = describe(",".join(options.onednn))
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     limits = machine_limits()
     print(", ".join(f"{key} {value:.0f}" for key, value in limits.items()))
@@ -89,11 +95,11 @@ def main(options: Options, sections: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         measure = {
             "inference": lambda: inference.against_limit(
-                folder, *network, active, batch_sizes, options.threads, options.seconds, options.onednn
+                folder, *network, active, batch_sizes, options.threads, options.onednn, options.seconds
             ),
             "edge": lambda: inference.edge_runtimes(folder, *network, usual, batch_sizes, options.seconds),
             "growth": lambda: inference.growth(
-                folder, options.growth_depths, options.growth_branches, options.seconds, options.onednn
+                folder, options.growth_depths, options.growth_branches, options.seconds, options.onednn[0]
             ),
             "training": lambda: training.training_steps(
                 options.training_depths,
@@ -112,9 +118,9 @@ def main(options: Options, sections: Sequence[str]) -> None:
     path = pathlib.Path(options.output_dir) / "benchmark.json"
     write_json(path, results)
     if "inference" in results:
-        for count in options.threads:
-            rows = [row for row in results["inference"] if row["threads"] == count]
-            figures.save_inference_times(rows, path.with_name(f"inference_{count}.png"))
+        for count, told in itertools.product(options.threads, options.onednn):
+            rows = [row for row in results["inference"] if (row["threads"], row["onednn"]) == (count, told)]
+            figures.save_inference_times(rows, path.with_name(f"inference_{count}_onednn_{told}.png"))
     written = ", ".join(str(file) for file in sorted(path.parent.glob("*.*")))
     took = ", ".join(f"{section} {minutes:.1f}" for section, minutes in results["minutes"].items())
     print(f"\nMinutes: {took}\nWritten: {written}")
@@ -148,7 +154,8 @@ def _timings(results):
     found = {}
     for section in ("inference", "edge"):
         for row in results.get(section, []):
-            where = f"{section}, threads {row['threads']}, batch {row['batch_size']}"
+            told = f", oneDNN {row['onednn']}" if "onednn" in row else ""
+            where = f"{section}, threads {row['threads']}{told}, batch {row['batch_size']}"
             found |= {f"{where}: {name}": times for name, times in row["subjects"].items()}
     for row in results.get("growth", []):
         where = f"growth, d={row['depth']}, nb={row['num_branches']}"

@@ -1,5 +1,6 @@
 """What a measurement was made with: the machine and the versions."""
 
+import os
 import platform
 
 import keras
@@ -7,12 +8,23 @@ import tensorflow as tf
 
 from dynkhydra_tf.machine import describe_machine
 
+# What a server's TensorFlow is told: to run its convolutions with oneDNN or not, or nothing. Then it does so
+# on processors that have AVX-512 with VNNI or bfloat16, AVX-VNNI or AMX.
+ONEDNN = {"default": None, "on": "1", "off": "0"}
 
-def describe(onednn: bool) -> dict[str, str | int]:
-    """Returns processor, cores, versions and whether inference runs with oneDNN, as a flat dict."""
+
+def with_onednn(onednn: str) -> dict[str, str]:
+    """Returns the environment of a process whose TensorFlow is told what `ONEDNN` has under this name."""
+    told = ONEDNN[onednn]
+    own = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    return own if told is None else {**own, "TF_ENABLE_ONEDNN_OPTS": told}
+
+
+def describe(onednn: str) -> dict[str, str | int]:
+    """Returns processor, cores, versions and what inference is told of oneDNN, as a flat dict."""
     return {
         **describe_machine(),
-        "oneDNN in inference": "on" if onednn else "off",
+        "oneDNN in inference": onednn,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ The limit is stem + gater + lambda branches + combiner on the whole batch, with 
 alone, and the stem and the gater, are measured too: the differences say where the time goes.
 """
 
+import itertools
 import os
 import pathlib
 import pickle
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dynkhydra_tf.benchmark import runner, subjects
+from dynkhydra_tf.benchmark.environment import with_onednn
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import native
@@ -37,7 +39,7 @@ def run_job(
     threads: int,
     seconds: float,
     requests: int | None = None,
-    onednn: bool = False,
+    onednn: str = "default",
 ) -> dict[str, Any]:
     """Runs `runner.py` on exports and returns its result; see there.
 
@@ -48,7 +50,7 @@ def run_job(
         threads: of the server.
         seconds: at least so long for each batch size.
         requests: how many batches of each size; None for as many as 64 images make, at least 2.
-        onednn: whether TensorFlow answers with oneDNN.
+        onednn: of `ONEDNN`; a process of its own has each.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -67,7 +69,7 @@ def run_job(
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(onednn))},
+            env=with_onednn(onednn),
         )
         if done.returncode:
             raise RuntimeError(f"The benchmark's process failed: {done.stderr[-2000:]}")
@@ -84,17 +86,19 @@ def _served(place):
     return str(path), signature
 
 
-def summarise(times: dict[str, list[list[float]]], reference: str) -> dict[str, dict[str, float]]:
-    """Returns {name: {"ms", "low", "high", "over"}} of the times of one batch size.
+def summarise(
+    times: dict[str, list[list[float]]], reference: str, cpu: dict[str, list[list[float]]]
+) -> dict[str, dict[str, float]]:
+    """Returns {name: {"ms", "low", "high", "over", "cpu"}} of the times of one batch size.
 
     Args:
-        times: {name: [requests][rounds]} in ms.
+        times, cpu: {name: [requests][rounds]} in ms, by the clock and of the processor.
         reference: name of what the others are compared with.
 
     Returns:
         ms: mean over the requests of the median over the rounds, so that requests of more and of fewer
         branches count alike; low, high: that of the quartiles; over: median over the rounds of the
-        ratio of a round's mean to the reference's in the same round.
+        ratio of a round's mean to the reference's in the same round; cpu: as ms, the processors' time.
     """
     arrays = {name: np.array(values) for name, values in times.items()}
     rounds = {name: values.mean(axis=0) for name, values in arrays.items()}
@@ -104,6 +108,7 @@ def summarise(times: dict[str, list[list[float]]], reference: str) -> dict[str, 
             "low": float(np.quantile(values, 0.25, axis=1).mean()),
             "high": float(np.quantile(values, 0.75, axis=1).mean()),
             "over": float(np.median(rounds[name] / rounds[reference])),
+            "cpu": float(np.median(cpu[name], axis=1).mean()),
         }
         for name, values in arrays.items()
     }
@@ -116,8 +121,8 @@ def against_limit(
     active: Sequence[int],
     batch_sizes: Sequence[int],
     threads: Sequence[int],
+    onednn: Sequence[str],
     seconds: float,
-    onednn: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
     """Measures Hydra, its limit, HydraRes (K = 4), all branches and a mask, and plain networks.
@@ -129,13 +134,13 @@ def against_limit(
         folder: where to export to.
         depth: d. num_branches: nb. active: list of lambda, whole numbers from 1 to 4.
         batch_sizes: images in a request, each in turn. threads: of the server, each in turn.
-        seconds: at least so long for each batch size and number of threads.
-        onednn: whether TensorFlow answers with oneDNN.
+        onednn: of `ONEDNN`, each in turn.
+        seconds: at least so long for each batch size, number of threads and setting of oneDNN.
         say: callable for each table's text.
 
     Returns:
-        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the limit of lambda 2
-        or, without it, of the first lambda).
+        list of dicts: threads, onednn, batch_size, and for each subject ms, low, high, over (the limit of
+        lambda 2 or, without it, of the first lambda), cpu.
     """
     folder = pathlib.Path(folder)
     images = subjects.images(256)
@@ -169,21 +174,22 @@ def against_limit(
 
     expected = {f"hydra, lambda {first}": masked}
     reference, results = f"limit, lambda {first}", []
-    for count in threads:
-        result = run_job(models, images, batch_sizes, count, seconds, onednn=onednn)
+    for count, told in itertools.product(threads, onednn):
+        result = run_job(models, images, batch_sizes, count, seconds, onednn=told)
         for name, same in expected.items():
             answers = [result["answers"][which]["probabilities"] for which in (name, same)]
             error = np.abs(answers[0] - answers[1]).max()
             if not error < 1e-4:
                 raise RuntimeError(f"{name} differs from the dense computation by {error}")
         for size in batch_sizes:
-            summary = summarise(result["times_ms"][size], reference)
-            results.append({"threads": count, "batch_size": size, "subjects": summary})
-            say(f"\n{count} thread{'s'[: count > 1]}, batch {size}; d={depth}, nb={num_branches}")
-            rows = [["", "MFLOPs", "ms", "quartiles", "GFLOP/s", "x limit"]]
+            summary = summarise(result["times_ms"][size], reference, result["cpu_ms"][size])
+            results.append({"threads": count, "onednn": told, "batch_size": size, "subjects": summary})
+            where = f"{count} thread{'s'[: count > 1]}, oneDNN {told}, batch {size}"
+            say(f"\n{where}; d={depth}, nb={num_branches}")
+            rows = [["", "MFLOPs", "ms", "quartiles", "CPU ms", "GFLOP/s", "x limit"]]
             for name, numbers in summary.items():
                 row = [f"{megaflops[name]:.0f}", f"{numbers['ms']:.2f}"]
-                row += [f"{numbers['low']:.2f} - {numbers['high']:.2f}"]
+                row += [f"{numbers['low']:.2f} - {numbers['high']:.2f}", f"{numbers['cpu']:.2f}"]
                 row += [f"{megaflops[name] * size / numbers['ms']:.0f}", f"{numbers['over']:.2f}"]
                 rows.append([name, *row])
             say(table(rows))
@@ -241,17 +247,19 @@ def edge_runtimes(
     for size in batch_sizes:
         batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
         taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in answers}
+        spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in answers}
         rounds, end = 0, None
         while rounds < 6 or time.perf_counter() < end:
             for index, batch in enumerate(batches):
                 for name, answer in answers.items():
-                    start = time.perf_counter()
+                    start, cpu = time.perf_counter(), time.process_time()
                     answer(batch)
                     if rounds:
                         taken[name][index].append((time.perf_counter() - start) * 1e3)
+                        spent[name][index].append((time.process_time() - cpu) * 1e3)
             rounds += 1
             end = end or time.perf_counter() + seconds
-        results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference)})
+        results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference, spent)})
     say(f"\nExport formats, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
     rows = [["", *(f"batch {size}" for size in batch_sizes)]]
     rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]
@@ -264,7 +272,7 @@ def growth(
     depths: Sequence[int],
     branch_counts: Sequence[int],
     seconds: float,
-    onednn: bool = False,
+    onednn: str,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
     """Measures how time, memory, size and load time of the served graph grow with nb and d, at lambda 2.
@@ -274,7 +282,7 @@ def growth(
         depths: list of d, each with the first number of branches. branch_counts: list of nb, each with
             the first depth.
         seconds: at least so long for each batch size.
-        onednn: whether TensorFlow answers with oneDNN.
+        onednn: of `ONEDNN`.
         say: callable for each table's text.
 
     Returns:
@@ -294,7 +302,10 @@ def growth(
     for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
         alone = run_job({name: path}, images, [], 1, 0, onednn=onednn)
         weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
-        batches = {str(size): summarise(together["times_ms"][size], name)[name] for size in (1, 64)}
+        batches = {
+            str(size): summarise(together["times_ms"][size], name, together["cpu_ms"][size])[name]
+            for size in (1, 64)
+        }
         results.append(
             {
                 "depth": depth,
@@ -306,7 +317,7 @@ def growth(
                 "process_mb": alone["process_mb"],
             }
         )
-    say("\nGrowth at lambda 2, one thread")
+    say(f"\nGrowth at lambda 2, one thread, oneDNN {onednn}")
     rows = [["d", "nb", "ms at batch 1", "at 64", "load ms", "graph KB", "weights MB", "process MB"]]
     for row in results:
         numbers = [f"{row['batches']['1']['ms']:.2f}", f"{row['batches']['64']['ms']:.1f}"]

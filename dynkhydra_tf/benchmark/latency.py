@@ -43,7 +43,11 @@ class Options(Checked):
     )
     threads: int = setting(1, "Threads of the server.", least=1)
     seconds: float = setting(30.0, "Measure at least so long each batch size, and five rounds.", least=0)
-    onednn: bool = setting(False, "Measure with TF_ENABLE_ONEDNN_OPTS=1.")
+    onednn: str = setting(
+        "default",
+        "Whether TensorFlow answers with oneDNN; default: as it decides by the processor.",
+        choices=("default", "on", "off"),
+    )
     redraw: str | None = setting(None, "A latency.json to draw again; nothing is measured.", path=True)
     data_dir: str | None = setting(None, "Where the data set lies; default: as in the first run.", path=True)
     output_dir: str | None = setting(
@@ -159,10 +163,10 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 def latency_text(rows: Sequence[dict]) -> str:
     """Returns the rows of latency.json as text in aligned columns."""
     header = ["run", "runtime", "batch", "epochs", "schedule", "tau", "lambda", "of those timed", "top-1"]
-    cells = [[*header, "+- (seeds)", "MFLOPs", "ms per image", "quartiles"]]
+    cells = [[*header, "+- (seeds)", "MFLOPs", "ms per image", "quartiles", "CPU ms"]]
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]
-        measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}"]
+        measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}", f"{row['cpu']:.3f}"]
         spread = "-" if row["top1_deviation"] is None else f"{row['top1_deviation']:.2%}"
         cost = [f"{row['top1']:.2%}", f"{spread} ({row['seeds']})", f"{row['flops'] / 1e6:.1f}"]
         trained = [str(row["batch_size"]), str(row["epochs"]), row["schedule"]]

@@ -5,8 +5,8 @@
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
 at least 2}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
-"times_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}. In place
-of a directory there may be a .onnx file, which ONNX Runtime answers.
+"times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64
+images}}. In place of a directory there may be a .onnx file, which ONNX Runtime answers.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
 down for a while slows all alike.
@@ -88,8 +88,8 @@ def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
     return models, load_ms, memory_mb
 
 
-def times(models: dict, job: dict, batch_size: int) -> dict[str, list[list[float]]]:
-    """Times in ms of each model's answers to each of some batches, round after round."""
+def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
+    """Times in ms of each model's answers to some batches, round after round: by the clock, of the CPUs."""
     count = job["requests"] or max(2, 64 // batch_size)
     batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
     requests = {
@@ -97,21 +97,23 @@ def times(models: dict, job: dict, batch_size: int) -> dict[str, list[list[float
         for name, model in models.items()
     }
     taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
+    spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
         for index in range(count):
             for name in models:
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 requests[name][index].run()
                 if rounds:
                     taken[name][index].append((time.perf_counter() - start) * 1e3)
+                    spent[name][index].append((time.process_time() - cpu) * 1e3)
         rounds += 1
         if rounds == 1:
             end = time.perf_counter() + job["seconds"]
     for prepared in requests.values():
         for request in prepared:
             request.__exit__()
-    return taken
+    return taken, spent
 
 
 def main(job_path: str, result_path: str) -> None:
@@ -122,11 +124,13 @@ def main(job_path: str, result_path: str) -> None:
     native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(native)
     models, load_ms, memory_mb = load(native, job)
+    measured = {size: times(models, job, size) for size in job["batch_sizes"]}
     result = {
         "load_ms": load_ms,
         "memory_mb": memory_mb,
         "process_mb": rss_mb(),
-        "times_ms": {size: times(models, job, size) for size in job["batch_sizes"]},
+        "times_ms": {size: taken for size, (taken, _) in measured.items()},
+        "cpu_ms": {size: spent for size, (_, spent) in measured.items()},
         "answers": {
             name: model.run({"images": job["images"][:64]}, job["models"][name][1])
             for name, model in models.items()

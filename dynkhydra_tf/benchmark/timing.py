@@ -209,7 +209,7 @@ def measure(
     batch_size: int,
     threads: int,
     seconds: float,
-    onednn: bool = False,
+    onednn: str = "default",
 ) -> dict[str, dict[str, float]]:
     """Times exports in turn.
 
@@ -217,11 +217,11 @@ def measure(
         subjects: by name.
         images: (requests batch_size, S, S, 3) uint8.
         batch_size: images in a request. threads: of the server. seconds: at least so long for all together.
-        onednn: whether TensorFlow answers with oneDNN.
+        onednn: of `environment.ONEDNN`.
 
     Returns:
-        {name: {"ms", "low", "high"}}: ms per image, the mean over the requests of the median over the rounds,
-        and of the quartiles.
+        {name: {"ms", "low", "high", "cpu"}}: ms per image, the mean over the requests of the median over the
+        rounds, and of the quartiles; the processors' ms.
 
     Raises:
         UserError: an export does not answer as the Keras model does.
@@ -236,8 +236,8 @@ def measure(
             raise UserError(
                 f"The export of {key} differs from its Keras model by {error:g}; nothing is written"
             )
-    summary = summarise(result["times_ms"][batch_size], next(iter(subjects)))
+    summary = summarise(result["times_ms"][batch_size], next(iter(subjects)), result["cpu_ms"][batch_size])
     return {
-        key: {name: numbers[name] / batch_size for name in ("ms", "low", "high")}
+        key: {name: numbers[name] / batch_size for name in ("ms", "low", "high", "cpu")}
         for key, numbers in summary.items()
     }
