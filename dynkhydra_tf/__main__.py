@@ -21,6 +21,7 @@ VERBS = {
     "latency": "benchmark.latency",
     "embedding": "analysis.embedding",
     "interpolation": "analysis.interpolation",
+    "keep": "runs.keep",
     "reproduce": "paper.reproduce",
     "report": "paper.report",
 }
