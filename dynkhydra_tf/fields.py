@@ -44,6 +44,7 @@ class Setting:
     above: float | None = None
     below: float | None = None
     path: bool = False
+    word: str | None = None
     item: Callable[[str], Any] | None = None
     item_text: Callable[[Any], str] = str
     form: str = ""
@@ -57,8 +58,9 @@ def setting(default: Any, help: str, **known: Any) -> Any:
         help: what it means, and what the paper used.
         known: of `Setting`: role; choices, the texts allowed; least and most, above and below, the bounds of
             a number or of each one in a list, these two included, those not; path: whether a "~" at its
-            beginning is the user's home; item and item_text, from a list item's text to its value and back,
-            where that is not plain int, float or str; form: such a list in words, for messages.
+            beginning is the user's home; word: a text that a switch can have besides true and false; item and
+            item_text, from a list item's text to its value and back, where that is not plain int, float or
+            str; form: such a list in words, for messages.
     """
     return dataclasses.field(default=default, metadata={"setting": Setting(help, **known)})
 
@@ -147,6 +149,8 @@ def list_text(known: Setting, value: Any) -> str:
 
 def _problem(known: Setting, value: Any) -> str | None:
     """What the value must be, where it is something else; else None."""
+    if known.word and not isinstance(value, bool) and value != known.word:
+        return f"True, False or {known.word}"
     items = value if isinstance(value, tuple) else (value,)
     if known.choices is not None and not all(item in known.choices for item in items):
         return f"one of {', '.join(known.choices)}"

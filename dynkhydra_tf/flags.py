@@ -79,6 +79,10 @@ def define(flag_values: flags.FlagValues, cls: type[Checked]) -> None:
             parser = _ListParser(kind, known)
             common["default"] = None if field.default is None else fields.list_text(known, field.default)
             flags.DEFINE(parser, serializer=parser, flag_values=flag_values, **common)
+        elif known.word:
+            parser = _SwitchParser(known.word)
+            flag = flags.Flag(parser, None, field.name, field.default, known.help, boolean=True)
+            flags.DEFINE_flag(flag, flag_values)
         elif known.choices:
             flags.DEFINE_enum(enum_values=list(known.choices), flag_values=flag_values, **common)
         else:
@@ -148,6 +152,22 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
 }
 _FORMS = {str: "texts", int: "whole numbers", float: "numbers"}
+
+
+class _SwitchParser(flags.ArgumentParser):
+    """A switch, on or off, or a word."""
+
+    def __init__(self, word: str) -> None:
+        self._word, self._switch = word, flags.BooleanParser()
+
+    def parse(self, argument: str | int | bool) -> bool | str:
+        """Returns what a text says; raises ValueError where it says something else."""
+        if argument == self._word:
+            return self._word
+        try:
+            return self._switch.parse(argument)
+        except ValueError as error:
+            raise ValueError(f"it must be true, false or {self._word}") from error
 
 
 class _ListParser(flags.ArgumentParser, flags.ArgumentSerializer):

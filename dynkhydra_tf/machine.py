@@ -9,9 +9,25 @@ def describe_machine() -> dict[str, str | int]:
     return {"processor": _processor(), "cores": os.cpu_count()}
 
 
+def part_dtype(mixed_precision: bool | str) -> str:
+    """Returns the Keras dtype policy of a network's convolutions that a run's setting stands for."""
+    mixed = computes_in_bfloat16() if mixed_precision == "auto" else mixed_precision
+    return "mixed_bfloat16" if mixed else "float32"
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16; False where it does not tell."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set((_told("flags") or _told("Features")).split()))
+
+
 def _processor() -> str:
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def _told(name: str) -> str:
+    """What the kernel says of the first core under this name; "" where it says nothing."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(line.partition(":")[2].strip() for line in file if line.partition("\t")[0] == name)
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return ""

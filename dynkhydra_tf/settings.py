@@ -365,8 +365,12 @@ class OptimisationSettings(Checked):
     warmup_epochs: float = setting(
         1.0, "Linear warm-up of the cosine and the linear schedule.", role=Role.RECIPE, least=0
     )
-    mixed_precision: bool = setting(
-        False, "Convolutions in bfloat16; gate and losses stay in float32.", role=Role.RECIPE
+    mixed_precision: bool | str = setting(
+        False,
+        "Convolutions in bfloat16; gate and losses stay in float32. auto: where the processor computes in "
+        "it, and is faster so.",
+        role=Role.RECIPE,
+        word="auto",
     )
     seed: int = setting(
         0,

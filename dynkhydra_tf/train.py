@@ -56,7 +56,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     )
     from dynkhydra_tf.data.sources.folder.listing import check_outside
     from dynkhydra_tf.hydra import Hydra
-    from dynkhydra_tf.machine import describe_machine
+    from dynkhydra_tf.machine import describe_machine, part_dtype
     from dynkhydra_tf.optimisation import make_optimizer
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
@@ -113,7 +113,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
             "std": data.std,
             "class_names": data.class_names,
             "picture_fit": data.fit,
-            "part_dtype": "mixed_bfloat16" if optimisation.mixed_precision else "float32",
+            "part_dtype": part_dtype(optimisation.mixed_precision),
             "label_smoothing": optimisation.label_smoothing,
         }
         if branched:
@@ -190,6 +190,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
         "epochs": optimisation.epochs,
         "seed": optimisation.seed,
+        "part_dtype": model.part_dtype,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
         "machine": describe_machine(),
     }

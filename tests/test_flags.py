@@ -7,7 +7,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import write_text
 from dynkhydra_tf.flags import parse, read_flagfile, to_flagfile
-from dynkhydra_tf.settings import Settings
+from dynkhydra_tf.settings import OptimisationSettings, Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,28 @@ def test_a_flagfile_gives_the_same_settings_back(tmp_path):
     path.write_text(to_flagfile(settings))
     assert read_flagfile(path) == settings
     assert settings.optimisation.lr_drops == ((3, 0.5), (5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "line"),
+    [
+        ("--mixed_precision", True, "--mixed_precision"),
+        ("--mixed_precision=false", False, "--nomixed_precision"),
+        ("--nomixed_precision", False, "--nomixed_precision"),
+        ("--mixed_precision=auto", "auto", "--mixed_precision=auto"),
+    ],
+)
+def test_a_switch_with_a_word_beside(argument, value, line):
+    settings = parse([argument])
+    assert settings.optimisation.mixed_precision == value
+    assert f"{line}\n" in to_flagfile(settings)
+
+
+def test_a_switch_that_is_neither():
+    with pytest.raises(UserError, match="--mixed_precision=maybe: it must be true, false or auto"):
+        parse(["--mixed_precision=maybe"])
+    with pytest.raises(UserError, match=r"mixed_precision must be True, False or auto\. Received: maybe"):
+        OptimisationSettings(mixed_precision="maybe")
 
 
 def test_a_path_that_is_not_utf_8_comes_back(tmp_path):

@@ -164,6 +164,7 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
         "seconds_per_epoch",
         "epochs",
         "seed",
+        "part_dtype",
         "versions",
         "machine",
     } <= set(summary)
@@ -287,7 +288,7 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
         ("data", "training_batches"),
         ("data", "evaluation_batches"),
         ("backbones", "open_backbone"),
-        ("plain", "Plain"),
+        ("plain.Plain", "__init__"),
     ],
 )
 def test_what_fails_on_data_fails_before_the_run_is_started(

@@ -1,0 +1,23 @@
+import io
+
+import pytest
+
+from dynkhydra_tf import machine
+
+
+@pytest.mark.parametrize(
+    ("told", "dtype"),
+    [
+        ("model name\t: Some\nflags\t\t: fpu avx2 avx512_bf16\n", "mixed_bfloat16"),
+        ("model name\t: Some\nflags\t\t: fpu amx_bf16\n", "mixed_bfloat16"),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", "mixed_bfloat16"),
+        ("model name\t: Some\nflags\t\t: fpu avx2 avx512f\n", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_bfloat16_where_the_processor_computes_in_it(monkeypatch, told, dtype):
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(told))
+    assert machine.part_dtype("auto") == dtype
+    if "model name" in told:
+        assert machine.describe_machine()["processor"] == "Some"
+    assert (machine.part_dtype(True), machine.part_dtype(False)) == ("mixed_bfloat16", "float32")
