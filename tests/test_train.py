@@ -288,7 +288,7 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
         ("data", "training_batches"),
         ("data", "evaluation_batches"),
         ("backbones", "open_backbone"),
-        ("plain.Plain", "__init__"),
+        ("plain", "make_plain"),
     ],
 )
 def test_what_fails_on_data_fails_before_the_run_is_started(
