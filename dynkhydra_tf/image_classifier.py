@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from dynkhydra_tf import losses
 from dynkhydra_tf.answers import Answer
+from dynkhydra_tf.averaging import build_optimizer, update_averages
 from dynkhydra_tf.backbones.base import Backbone
 from dynkhydra_tf.classification import classify_photos
 from dynkhydra_tf.data.preprocessing import FITS
@@ -244,6 +245,7 @@ class ImageClassifier(keras.Model, abc.ABC):
             scaled = self.optimizer.scale_loss(total)
         if self.trainable_variables:
             self.update(tape.gradient(scaled, self.trainable_variables), forward)
+            update_averages(self)
         return self._reported(sums, forward, targets)
 
     def _test(self, images, targets):
@@ -279,7 +281,7 @@ class ImageClassifier(keras.Model, abc.ABC):
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)  # else the first step is traced twice
+            build_optimizer(self)
         super().make_train_function(force)
         self.train_function: Callable = in_one_line(self.train_function)
 
@@ -326,9 +328,7 @@ class ImageClassifier(keras.Model, abc.ABC):
         config = {**config, "loss": None, "loss_weights": None, "jit_compile": "auto"}
         self.compile(**keras.saving.deserialize_keras_object(config))
         variables = self.variables
-        self.optimizer.build(
-            self.trainable_variables if optimized is None else [variables[index] for index in optimized]
-        )
+        build_optimizer(self, None if optimized is None else [variables[index] for index in optimized])
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments that all models have, and which layers are frozen."""

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf.averaging import Averaging
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
@@ -19,6 +20,7 @@ def make_optimizer(settings: OptimisationSettings, steps_per_epoch: int) -> kera
     given: dict[str, Any] = {
         "decay_kernels_only": settings.decay_kernels_only,
         "branch_gradient_scale": settings.branch_gradient_scale,
+        "ema_decay": settings.ema_decay,
     }
     if settings.optimizer == "sgd":
         return SGD(rate, weight_decay=settings.weight_decay or None, momentum=0.9, nesterov=True, **given)
@@ -82,8 +84,8 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps}
 
 
-class _Recipe:
-    """What an optimizer does with some of the variables alone.
+class _Recipe(Averaging):
+    """What an optimizer does with some of the variables alone, and averages of all.
 
     Args:
         decay_kernels_only: bool, weight decay on kernels alone, not on biases and the scales and offsets of
@@ -119,7 +121,7 @@ class _Recipe:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        config = super().get_config()  # type: ignore[misc]  # the optimizer's, beside which this stands
+        config = super().get_config()
         names = ("decay_kernels_only", "branch_gradient_scale")
         return {**config, **{name: getattr(self, name) for name in names}}
 

@@ -348,6 +348,14 @@ class OptimisationSettings(Checked):
         "Weight decay on kernels alone, not on biases and on the scales and offsets of normalisation.",
         role=Role.RECIPE,
     )
+    ema_decay: float = setting(
+        0.0,
+        "How much of the moving averages of the weights stays in a step, such as 0.999; 0 for none. The "
+        "averages are evaluated, saved and served, and training goes on with the weights. Not in the paper.",
+        role=Role.RECIPE,
+        least=0,
+        below=1,
+    )
     schedule: str = setting(
         "piecewise",
         "piecewise takes --lr_drops, as the paper does; cosine and linear fall to 0 after a linear warm-up.",

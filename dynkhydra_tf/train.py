@@ -44,6 +44,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
 
     from dynkhydra_tf import losses
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
+    from dynkhydra_tf.averaging import build_optimizer
     from dynkhydra_tf.backbones import open_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
     from dynkhydra_tf.data import (
@@ -135,7 +136,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         if source:
             source.start(model)
         model.compile(optimizer)
-        model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
+        build_optimizer(model)
     else:
         print(f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}.")
 

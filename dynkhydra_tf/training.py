@@ -8,6 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf.averaging import end_averages, swap_averages
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.progress import Progress
 from dynkhydra_tf.runs import RunDirectory
@@ -114,6 +115,18 @@ class StopOnSignal(keras.callbacks.Callback):
         sys.exit(128 + self.received)
 
 
+class ValidateAverages(keras.callbacks.Callback):
+    """Validates the averages of the weights, where the optimizer keeps some."""
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Gives the model the averages."""
+        swap_averages(self.model)
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        """Gives it the weights back."""
+        swap_averages(self.model)
+
+
 def fit(
     model: keras.Model,
     run: RunDirectory,
@@ -124,7 +137,7 @@ def fit(
     done: int = 0,
     verbose: bool = True,
 ) -> None:
-    """Trains a compiled model from step `done` to the end of the last epoch.
+    """Trains a compiled model from step `done` to the end of the last epoch; it ends with its averages.
 
     Args:
         model: compiled Keras model whose step reports `loss` and `top1`.
@@ -144,7 +157,12 @@ def fit(
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
     stretches.append((epoch + bool(step), epochs, steps_per_epoch))
     with StopOnSignal(run) as stop, Progress(epochs, steps_per_epoch) as progress:
-        callbacks = [RunLog(run), keras.callbacks.TensorBoard(run.logs, write_graph=False), stop]
+        callbacks = [
+            ValidateAverages(),
+            RunLog(run),
+            keras.callbacks.TensorBoard(run.logs, write_graph=False),
+            stop,
+        ]
         callbacks += [progress] if verbose else []
         for first, end, steps in stretches:
             if first < end:
@@ -159,3 +177,4 @@ def fit(
                     verbose=0,
                 )
             batches = batches.skip(steps)
+    end_averages(model)

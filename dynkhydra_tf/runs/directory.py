@@ -179,9 +179,15 @@ class RunDirectory(RunLayout):
     # === Checkpoints ===
 
     def save_checkpoint(self, model: "keras.Model") -> None:
-        """Saves model, optimizer and iterations; keeps the last two and the best epoch's."""
+        """Saves model, optimizer and iterations; keeps the last two and the best epoch's.
+
+        Where the optimizer keeps averages of the weights, these are the model's in the file, and the weights
+        lie with the optimizer: whoever loads the file has what was validated.
+        """
+        from dynkhydra_tf.averaging import averaged
+
         step = int(model.optimizer.iterations.numpy())
-        with replacing(self.checkpoints / _checkpoint_name(step)) as temporary:
+        with replacing(self.checkpoints / _checkpoint_name(step)) as temporary, averaged(model):
             model.save(temporary)
         best = self.best_row()
         keep = {path.name for path in self._checkpoints()[-2:]}
@@ -192,7 +198,7 @@ class RunDirectory(RunLayout):
                 path.unlink()
 
     def load_checkpoint(self) -> "tuple[keras.Model | None, int]":
-        """Returns (model, step) of the newest checkpoint that can be read, or (None, 0).
+        """Returns (model, step) of the newest checkpoint that can be read, to train on, or (None, 0).
 
         A damaged one is named, set aside as NAME.damaged and passed over.
 
@@ -200,6 +206,8 @@ class RunDirectory(RunLayout):
             UserError: there are checkpoints and none can be read; all stay as they are.
         """
         import keras
+
+        from dynkhydra_tf.averaging import swap_averages
 
         damaged = []
         for path in reversed(self._checkpoints()):
@@ -211,6 +219,7 @@ class RunDirectory(RunLayout):
             for bad, reason in damaged:
                 print(f"{bad} is damaged ({reason}); going on from {path.name}.")
                 bad.rename(f"{bad}.damaged")
+            swap_averages(model)
             return model, int(model.optimizer.iterations.numpy())
         if damaged:
             path, reason = damaged[0]
