@@ -48,6 +48,7 @@ class Setting:
     item: Callable[[str], Any] | None = None
     item_text: Callable[[Any], str] = str
     form: str = ""
+    repeated: bool = False
 
 
 def setting(default: Any, help: str, **known: Any) -> Any:
@@ -60,7 +61,8 @@ def setting(default: Any, help: str, **known: Any) -> Any:
             a number or of each one in a list, these two included, those not; path: whether a "~" at its
             beginning is the user's home; word: a text that a switch can have besides true and false; item and
             item_text, from a list item's text to its value and back, where that is not plain int, float or
-            str; form: such a list in words, for messages.
+            str; form: such a list in words, for messages; repeated: whether the flag is given once for each
+            item of a list, which may then hold commas.
     """
     return dataclasses.field(default=default, metadata={"setting": Setting(help, **known)})
 

@@ -75,7 +75,11 @@ def define(flag_values: flags.FlagValues, cls: type[Checked]) -> None:
         known = field.metadata["setting"]
         kind, is_list = fields.base_type(field)
         common: dict[str, Any] = {"name": field.name, "default": field.default, "help": known.help}
-        if is_list:
+        if known.repeated:
+            # No serializer: such flags are of commands that keep no flagfile.
+            parser = _ItemParser(known)
+            flags.DEFINE_multi(parser, None, flag_values=flag_values, **(common | {"default": None}))
+        elif is_list:
             parser = _ListParser(kind, known)
             common["default"] = None if field.default is None else fields.list_text(known, field.default)
             flags.DEFINE(parser, serializer=parser, flag_values=flag_values, **common)
@@ -95,7 +99,11 @@ def read(cls: type[Checked], flag_values: flags.FlagValues) -> Any:
     Raises:
         UserError: a value out of its range.
     """
-    return fields.make(cls, {field.name: flag_values[field.name].value for field in leaves(cls)})
+    given = {field.name: flag_values[field.name].value for field in leaves(cls)}
+    for field in leaves(cls):
+        if field.metadata["setting"].repeated:
+            given[field.name] = tuple(given[field.name] or ())
+    return fields.make(cls, given)
 
 
 def parse(arguments: Sequence[str], cls: type[Checked] = Settings) -> Any:
@@ -168,6 +176,22 @@ class _SwitchParser(flags.ArgumentParser):
             return self._switch.parse(argument)
         except ValueError as error:
             raise ValueError(f"it must be true, false or {self._word}") from error
+
+
+class _ItemParser(flags.ArgumentParser):
+    """One item of a list that is given item by item."""
+
+    def __init__(self, known: fields.Setting) -> None:
+        self._known = known
+        self.syntactic_help = known.form
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the item of a text; raises ValueError where it is none."""
+        return self._known.item(argument)
+
+    def flag_type(self) -> str:
+        """What absl calls it in the help."""
+        return "text"
 
 
 class _ListParser(flags.ArgumentParser, flags.ArgumentSerializer):

@@ -3,9 +3,10 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -75,7 +76,9 @@ class Meter:
             head = f"{self.heading}, {self.unit} {done}/{self.total}"
             print(f"{head}: {', '.join(filter(None, parts))}", file=self._stream, flush=True)
 
-    def _make_bar(self) -> tqdm:
+    def _make_bar(self) -> "tqdm":
+        from tqdm import tqdm  # here: where there is no terminal, it need not be there
+
         return tqdm(
             total=self.total,
             initial=self._before,

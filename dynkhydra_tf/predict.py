@@ -9,23 +9,19 @@ read does not stop the others: it is named at the end, and the exit status is 1.
 dynkhydra_tf.serving.client.
 """
 
-import csv
 import dataclasses
-import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.answers import Answer
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
-from dynkhydra_tf.meter import Meter
-from dynkhydra_tf.photo_files import Problem, find_photos
+from dynkhydra_tf.photo_files import find_photos
+from dynkhydra_tf.printed_answers import print_answers
 from dynkhydra_tf.quiet import SILENT, without_noise
 from dynkhydra_tf.runs import FinishedRun, load_network, run_of
-from dynkhydra_tf.tables import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +53,8 @@ def main(options: Options, names: list[str]) -> None:
     """Predicts what the names stand for, and prints it."""
     photos, problems = find_photos(names)
     answers = _of_export(options, photos) if options.model_dir else _of_network(options, photos)
-    good = []
-    with Meter("predict", len(photos), "photo", stream=sys.stderr) as meter:
-        for number, answer in enumerate(answers, start=1):
-            if answer.problem:
-                problems.append(Problem(answer.path, answer.problem))
-            else:
-                good.append(answer)
-            meter.update(number)
-    if options.json:
-        print(json.dumps([_record(answer) for answer in good], indent=1, ensure_ascii=False))
-    elif options.csv:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(good))
-    elif good:
-        print(table(list(_table_rows(good)), text_columns=(0, 1, 3, 4)))
-    sys.stdout.flush()
-    for name, reason in problems:
-        print(f"{name}: {reason}", file=sys.stderr)
-    if problems:
-        print(f"error: {len(problems)} of {len(problems) + len(good)} could not be read", file=sys.stderr)
-        sys.exit(1)
+    form = "json" if options.json else "csv" if options.csv else "table"
+    print_answers(answers, len(photos), problems, form)
 
 
 # === The networks ===
@@ -125,37 +103,6 @@ def _of_export(options: Options, photos: Sequence[str]) -> Iterator[Answer]:
             f"again with --top_classes={options.top}"
         )
     return classify_photos(model, photos, options.top, options.batch_size)
-
-
-# === What is printed ===
-
-
-def _record(answer: Answer) -> dict:
-    """An answer for JSON."""
-    top = [{"label": label, "probability": round(probability, 6)} for label, probability in answer.top]
-    branches = {} if answer.branches is None else {"branches": answer.branches}
-    return {"file": answer.path, **top[0], **branches, "top": top}
-
-
-def _csv_rows(answers: Sequence[Answer]) -> Iterator[list]:
-    """The header, and a row for each answer; all that answer for one network name as many classes."""
-    count = len(answers[0].top) if answers else 1
-    names = [name for number in range(2, count + 1) for name in (f"label_{number}", f"probability_{number}")]
-    yield ["file", "label", "probability", "branches", *names]
-    for answer in answers:
-        label, probability, *others = (
-            value for label, probability in answer.top for value in (label, f"{probability:.6f}")
-        )
-        yield [answer.path, label, probability, " ".join(map(str, answer.branches or ())), *others]
-
-
-def _table_rows(answers: Sequence[Answer]) -> Iterator[list[str]]:
-    """The header, and a row for each answer."""
-    yield ["photo", "class", "probability", "branches", "next"]
-    for answer in answers:
-        branches = "-" if answer.branches is None else ", ".join(map(str, answer.branches))
-        others = ", ".join(f"{label} {probability:.1%}" for label, probability in answer.top[1:])
-        yield [answer.path, answer.label, f"{answer.probability:.1%}", branches, others]
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_
 
     capsys.readouterr()
     assert verified(f"--model_dir={out}/1") is None
-    assert capsys.readouterr().out.count("ok") == 5
+    assert capsys.readouterr().out.count("ok") == 6
     # The answers of another tau: the answers differ, and it says so.
     reference = out / "2" / "assets.extra" / "reference.json"
     record = json.loads((out / "1" / "assets.extra" / "reference.json").read_text())

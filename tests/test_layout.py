@@ -16,7 +16,7 @@ PACKAGE = "dynkhydra_tf"
 ORDER = """
 errors paper_numbers machine import_hooks quiet
 files tables fields registration meter flop_count photo_files answers
-settings caches predictions
+settings caches predictions printed_answers
 flags applications averaging
 cli gating routing losses heads targets optimisation
 backbones

@@ -1,13 +1,17 @@
+import base64
 import concurrent.futures
 import contextlib
+import csv
 import http.client
 import http.server
+import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
-import threading
 import time
+import types
 import urllib.parse
 
 import grpc
@@ -29,8 +33,9 @@ from dynkhydra_tf.serving import client as command
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient, ServerError
 from dynkhydra_tf.serving.formats.saved_model import write_version
-from tests import kserve_server
+from tests import kserve_server, prepared_server
 from tests.conftest import ROOT, TinyBackbone, to_serve
+from tests.prepared_server import hang_up, reply, stall
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 POOL = 40  # images that requests are made of
@@ -41,6 +46,7 @@ INPUTS = {  # the whole pool, for each signature
     "serving_default": {"images": IMAGES},
     "image_bytes": {"image_bytes": FILES},
     "with_tau": {"images": IMAGES, "tau": TAUS},
+    "image_bytes_with_tau": {"image_bytes": FILES, "tau": TAUS},
     "gate": {"images": IMAGES},
 }
 
@@ -80,8 +86,11 @@ def saved_model(export):
 @pytest.fixture(scope="module")
 def expected(saved_model):
     """The answers to the whole pool, by signature."""
-    inputs = {**INPUTS, "image_bytes": {"image_bytes": np.array(FILES, object)}}
-    return {name: saved_model.run(inputs[name], name) for name in inputs}
+    return {
+        name: saved_model.run({**inputs, **files}, name)
+        for name, inputs in INPUTS.items()
+        for files in [{"image_bytes": np.array(FILES, object)} if "image_bytes" in inputs else {}]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +176,6 @@ def test_eight_clients_at_once(rest, expected):
         ({"images": IMAGES[:0]}, "serving_default", "No values in 'instances'"),
         ({"images": IMAGES / 2}, "serving_default", "uint8 expected"),
         ({"images": np.full((1, 8, 8, 3), 256)}, "serving_default", "uint8 expected. .* from 256 to 256"),
-        ({"images": IMAGES * np.nan}, "serving_default", "Unrecognized request format"),  # NaN is no JSON
         ({"images": IMAGES[:1], "tau": [2.0]}, "with_tau", r"tau must be in \[0, 1\)"),
         ({"images": IMAGES}, "with_tau", "list of objects with the keys"),
     ],
@@ -192,72 +200,10 @@ def test_malformed_json(rest, kserve_url, expected):
 # === REST, with a server that gives prepared answers ===
 
 
-class Prepared:
-    """An HTTP server of one url; keeps what it received.
-
-    Attributes:
-        url: str, of its model.
-        answers: list of callables that take the request handler, for one request each; the last one stays.
-        received: list of parsed JSON, None for a GET.
-        connections: int, how many were opened.
-    """
-
-    def __init__(self):
-        self.answers, self.received, self.connections = [], [], 0
-        prepared = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # keeps connections
-
-            def setup(self):
-                prepared.connections += 1
-                super().setup()
-
-            def do_GET(self):
-                size = int(self.headers.get("Content-Length", 0))
-                prepared.received.append(json.loads(self.rfile.read(size)) if size else None)
-                answers = prepared.answers
-                (answers.pop(0) if len(answers) > 1 else answers[0])(self)
-
-            do_POST = do_GET
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1/models/tiny/versions/3"
-
-
 @pytest.fixture
 def prepared():
-    prepared = Prepared()
-    thread = threading.Thread(target=prepared.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield prepared
-    prepared.server.shutdown()
-    prepared.server.server_close()
-    thread.join()
-
-
-def reply(answer, status=200):
-    content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-
-    def send(handler):
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return send
-
-
-def hang_up(handler):
-    handler.close_connection = True
-
-
-def stall(handler):
-    time.sleep(1)
-    hang_up(handler)
+    with prepared_server.running() as server:
+        yield server
 
 
 ONE = {"predictions": [1]}
@@ -550,65 +496,161 @@ def photos(tmp_path):
     return [f"{tmp_path}/a.png", f"{tmp_path}/b.jpg"]
 
 
-def lines(photos, saved_model, top):
-    """What the command is to print."""
-    files = np.array([tf.io.read_file(photo).numpy() for photo in photos], object)
-    answer = saved_model.run({"image_bytes": files}, "image_bytes")
-    text = ""
-    for photo, label, p, n, labels, ps in zip(
-        photos,
-        answer["label"],
-        answer["probabilities"].max(axis=1),
-        answer["active_branches"],
-        answer["top_labels"],
-        answer["top_probabilities"],
-        strict=True,
-    ):
-        best = ", ".join(f"{labels[i].decode()} {ps[i]:.1%}" for i in range(top))
-        text += (
-            f"{photo}  {label.decode()}  {p:.1%}  {n} branch{'es' if n > 1 else ''}  {best}".rstrip() + "\n"
-        )
-    return text
+def answers(photos, saved_model, top, tau=None):
+    """What is to be answered, as `predict` prints it as JSON."""
+    inputs = {"image_bytes": np.array([pathlib.Path(photo).read_bytes() for photo in photos], object)}
+    if tau is not None:
+        inputs["tau"] = np.full(len(photos), tau, np.float32)
+    answer = saved_model.run(inputs, "image_bytes" if tau is None else "image_bytes_with_tau")
+    records = []
+    for i, photo in enumerate(photos):
+        best = [
+            {"label": label.decode(), "probability": pytest.approx(float(p), abs=2e-6)}
+            for label, p in zip(answer["top_labels"][i][:top], answer["top_probabilities"][i], strict=False)
+        ]
+        branches = np.argsort(-answer["gate"][i])[: answer["active_branches"][i]]
+        records.append({"file": photo, **best[0], "branches": sorted(branches.tolist()), "top": best})
+    return records
 
 
 def test_the_command_over_rest(run_client, kserve_url, photos, saved_model):
     for top in (0, 1, 2):
-        printed = run_client(f"--url={kserve_url}", *photos, f"--top={top}")
-        assert printed == (0, lines(photos, saved_model, top), "")
+        status, out, err = run_client(f"--url={kserve_url}", *photos, f"--top={top}", "--json")
+        assert (status, json.loads(out), err) == (0, answers(photos, saved_model, max(top, 1)), "")
 
 
 def test_the_command_over_grpc(run_client, target, photos, saved_model):
-    printed = run_client(f"--grpc={target}", "--model=tiny", *photos)
-    assert printed == (0, lines(photos, saved_model, 2), "")
+    status, out, err = run_client(f"--grpc={target}", "--model=tiny", *photos, "--json")
+    assert (status, json.loads(out), err) == (0, answers(photos, saved_model, 2), "")
+
+
+def test_a_threshold_for_files(run_client, kserve_url, target, photos, saved_model):
+    counts = set()
+    for tau in (0.0, 0.9):
+        for server in ([f"--url={kserve_url}"], [f"--grpc={target}", "--model=tiny"]):
+            _, out, _ = run_client(*server, *photos, "--json", f"--tau={tau}")
+            assert json.loads(out) == answers(photos, saved_model, 2, tau)
+        counts |= {len(record["branches"]) for record in json.loads(out)}
+    assert counts == {1, 3}
+
+
+def test_the_forms_of_the_output(run_client, target, photos, saved_model, monkeypatch):
+    server = (f"--grpc={target}", "--model=tiny")
+    first, second = answers(photos, saved_model, 2)
+    _, out, _ = run_client(*server, *photos)
+    head, _, *rows = out.splitlines()
+    assert head.split() == ["photo", "class", "probability", "branches", "next"]
+    assert [row.split()[:2] for row in rows] == [[photos[0], first["label"]], [photos[1], second["label"]]]
+    _, out, _ = run_client(*server, os.path.dirname(photos[0]), "--csv")
+    rows = list(csv.reader(out.splitlines()))
+    assert rows[0] == ["file", "label", "probability", "branches", "label_2", "probability_2"]
+    assert [row[:2] for row in rows[1:]] == [[first["file"], first["label"]], [photos[1], second["label"]]]
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(f"{photos[1]}\n".encode())))
+    status, out, _ = run_client(*server, "-", "--json_lines")
+    (line,) = map(json.loads, out.splitlines())
+    gate = saved_model.run(
+        {"image_bytes": np.array([pathlib.Path(photos[1]).read_bytes()], object)}, "image_bytes"
+    )
+    assert status == 0 and {name: line[name] for name in second} == second
+    assert line["active_branches"] == len(second["branches"])
+    assert line["gate"] == pytest.approx(gate["gate"].max(), abs=1e-6) and 0 < line["seconds"] < 10
 
 
 def test_the_command_goes_on_after_bad_photos(run_client, target, photos, saved_model, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    photos_and_bad = ["missing.jpg", photos[0], str(broken), photos[1]]
-    status, out, err = run_client(f"--grpc={target}", "--model=tiny", *photos_and_bad)
-    assert (status, out) == (1, lines(photos, saved_model, 2))
-    missing, refused, end = err.splitlines()
-    assert missing == "missing.jpg: cannot be read: No such file or directory"
-    assert refused == f"{broken}: not JPEG, PNG, GIF, BMP or WebP"
-    assert end == f"error: 2 of 4 photos failed: missing.jpg, {broken}"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    names = ["missing.jpg", photos[0], f"{tmp_path}/broken.png", f"{tmp_path}/empty.png", photos[1]]
+    for batch in (1, 3, 16):
+        status, out, err = run_client(
+            f"--grpc={target}", "--model=tiny", *names, "--json", f"--batch={batch}"
+        )
+        assert (status, json.loads(out)) == (1, answers(photos, saved_model, 2))
+        assert err.splitlines() == [
+            "missing.jpg: no such file or folder",
+            f"{tmp_path}/broken.png: not JPEG, PNG, GIF, BMP or WebP",
+            f"{tmp_path}/empty.png: empty",
+            "error: 3 of 5 photos failed",
+        ]
 
 
-def test_the_command_loads_neither_keras_nor_tensorflow(photos, unused_port, tmp_path):
-    script = (
-        "import runpy, sys\n"
-        "try:\n    runpy.run_module('dynkhydra_tf.serving.client', run_name='__main__', alter_sys=True)\n"
-        "finally:\n    assert not {'keras', 'tensorflow', 'grpc', 'matplotlib'} & set(sys.modules)\n"
+def test_photos_go_in_batches_and_halves_of_what_is_refused(run_client, prepared, tmp_path):
+    """A server that refuses more than two images, and files that begin with "b"."""
+    for name in "aabaaba":
+        (tmp_path / f"{len(os.listdir(tmp_path))}.png").write_bytes(name.encode())
+    sizes = []
+
+    def answer(handler):
+        request = prepared.received[-1]
+        if request is None:
+            return reply({})(handler)
+        files = [base64.b64decode(file["b64"]) for file in request["instances"]]
+        sizes.append(len(files))
+        if len(files) > 2 or b"b" in files:
+            return reply({"error": "bad b" if len(files) < 3 else "too many"}, 400)(handler)
+        row = {"label": "ant", "probabilities": [0.25, 0.75]}
+        return reply({"predictions": [row] * len(files)})(handler)
+
+    prepared.answers = [answer]
+    status, out, err = run_client(f"--url={prepared.url}", str(tmp_path), "--batch=4", "--csv", "--at_once=1")
+    good = [line.rpartition("/")[2] for line in out.splitlines()[1:]]
+    assert (status, good) == (1, [f"{index}.png,ant,0.750000," for index in (0, 1, 3, 4, 6)])
+    *bad, last = err.splitlines()
+    assert [line.rpartition("/v1")[0].rpartition("http")[0][-7:] for line in bad] == ["2.png: ", "5.png: "]
+    assert all(line.endswith("HTTP 400 Bad Request: bad b") for line in bad)
+    assert last == "error: 2 of 7 photos failed"
+    assert sizes == [4, 2, 2, 1, 1, 3, 1, 2, 1, 1]
+
+
+def test_a_server_that_goes_away_is_not_waited_for_again_and_again(run_client, prepared, tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index:02}.png").write_bytes(b"a")
+    prepared.answers = [reply({}), reply({"error": "busy"}, 503)]
+    begun = time.monotonic()
+    status, out, err = run_client(
+        f"--url={prepared.url}", str(tmp_path), "--batch=1", "--at_once=2", "--deadline=0.5"
     )
-    url = f"--url=http://127.0.0.1:{unused_port}/v1/models/m"
-    done = subprocess.run(
-        [sys.executable, "-c", script, url, *photos],
+    assert (status, out) == (1, "") and time.monotonic() - begun < 3
+    assert (
+        err.count("HTTP 503") in (1, 2, 3) and err.count("not sent: the server is not there any more") >= 37
+    )
+
+
+LIGHT = """
+import runpy, sys
+class Nothing:  # as if they were not installed
+    def find_spec(self, name, path, target=None):
+        if name in ("keras", "tensorflow", "tensorflow_serving", "numpy", "tqdm", "matplotlib"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nothing())
+runpy.run_module("dynkhydra_tf.serving.client", run_name="__main__", alter_sys=True)
+"""
+
+
+def run_light(*arguments):
+    """The command in a process where nothing but its own libraries can be imported."""
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_the_command_needs_neither_tensorflow_nor_keras_nor_numpy(photos, target, prepared, saved_model):
+    row = {"label": "ant", "probabilities": [0.25, 0.75]}
+    prepared.answers = [reply({}), reply({"predictions": [row, row]})]
+    done = run_light(f"--url={prepared.url}", *photos, "--csv")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.splitlines()[1:] == [
+        f"{photo},ant,0.750000," for photo in photos
+    ]
+    done = run_light(f"--grpc={target}", "--model=tiny", *photos, "--json", "--tau=0.5", "--timeout=60")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == answers(photos, saved_model, 2, 0.5)
+
+
+def test_a_server_that_is_not_there_is_told_in_a_line(photos, unused_port):
+    done = run_light(f"--url=http://127.0.0.1:{unused_port}/v1/models/m", *photos)
     assert done.returncode == 2 and done.stderr.startswith("error: http://127.0.0.1"), done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -631,11 +673,11 @@ def test_bad_calls_of_the_command(run_client, target, photos, unused_port):
 
 def test_the_command_with_a_server_of_another_model(run_client, prepared, photos):
     prepared.answers = [reply({}), reply({"predictions": [{"score": 0.5, "label": "ant"}]})]
-    status, _, err = run_client(f"--url={prepared.url}", *photos)
+    status, _, err = run_client(f"--url={prepared.url}", photos[0])
     assert status == 2 and "the answer must have ['label', 'probabilities']" in err
 
 
 def test_the_command_with_a_plain_network(run_client, prepared, photos):
     prepared.answers = [reply({}), reply({"predictions": [{"label": "ant", "probabilities": [0.25, 0.75]}]})]
-    status, out, _ = run_client(f"--url={prepared.url}", photos[0])
-    assert status == 0 and out == f"{photos[0]}  ant  75.0%\n"
+    status, out, _ = run_client(f"--url={prepared.url}", photos[0], "--csv")
+    assert (status, out.splitlines()[1]) == (0, f"{photos[0]},ant,0.750000,")

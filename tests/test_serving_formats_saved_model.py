@@ -319,7 +319,8 @@ def test_warmup_requests_are_answered(exported, answer_natively):
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
-    wanted = {(s, b) for s in ("serving_default", "image_bytes", "with_tau", "gate") for b in BATCH_SIZES}
+    signatures = ("serving_default", "image_bytes", "with_tau", "image_bytes_with_tau", "gate")
+    wanted = {(name, size) for name in signatures for size in BATCH_SIZES}
     assert {(signature, len(next(iter(inputs.values())))) for signature, inputs in requests} == wanted
     assert all(isinstance(answer, dict) for answer in answer_natively(exported, requests))
     assert (exported / "assets.extra" / "tf_serving_warmup_requests").stat().st_size < 200_000

@@ -99,19 +99,5 @@ def _request(model, contents, top):
         (path,) = contents
         reason = re.sub(r"\[\[\{\{.*", "", str(error), flags=re.S)  # in which node of the graph
         return {path: Answer(path, problem=" ".join(reason.split()))}
-    return {path: _answer(path, outputs, row, top) for row, path in enumerate(contents)}
-
-
-def _answer(path, outputs, row, top):
-    if "error" in outputs and outputs["error"][row]:
-        return Answer(path, problem=outputs["error"][row].decode())
-    if "top_labels" in outputs:
-        labels, probabilities = outputs["top_labels"][row], outputs["top_probabilities"][row]
-    else:
-        labels, probabilities = outputs["label"][row : row + 1], [outputs["probabilities"][row].max()]
-    best = zip((label.decode() for label in labels[:top]), map(float, probabilities[:top]), strict=True)
-    branches = None
-    if "gate" in outputs:  # those of largest probability ran
-        order = np.argsort(-outputs["gate"][row], kind="stable")
-        branches = tuple(sorted(order[: outputs["active_branches"][row]].tolist()))
-    return Answer(path, tuple(best), branches)
+    rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+    return {path: Answer.served(path, row, top) for path, row in zip(contents, rows, strict=True)}

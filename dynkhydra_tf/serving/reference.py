@@ -86,14 +86,19 @@ def make_reference(
         tf.io.encode_png(_pictures(rng, 1, size + 3, size)[0, :, :, :1]).numpy(),
     ]
     images = [preprocess(decode_picture(file), size, fit) for file in files]
-    outputs = answer(tf.stack([*images, tf.zeros_like(images[0])]), tau, "image_bytes")
-    # And one that is bad: its row is blank, see `signatures`.
-    files.append(b"no picture")
-    for name, array in outputs.items():
-        array[-1] = -1 if "class_id" in name else b"" if array.dtype == object else 0
-    outputs["error"] = np.array([b"", b"", why_unreadable(files[-1]).encode()], object)
+    images = tf.stack([*images, tf.zeros_like(images[0])])
+    files.append(b"no picture")  # its row is blank, see `signatures`
     inputs = {"image_bytes": np.array(files, object)}
-    return [*requests, {"signature": "image_bytes", "inputs": inputs, "outputs": outputs}]
+    asked = [("image_bytes", inputs)]
+    if tau is not None:
+        asked.append(("image_bytes_with_tau", {**inputs, "tau": np.array([tau, 0.5, 0.0], np.float32)}))
+    for signature, inputs in asked:
+        outputs = answer(images, inputs.get("tau", tau), signature)
+        for name, array in outputs.items():
+            array[-1] = -1 if "class_id" in name else b"" if array.dtype == object else 0
+        outputs["error"] = np.array([b"", b"", why_unreadable(files[-1]).encode()], object)
+        requests.append({"signature": signature, "inputs": inputs, "outputs": outputs})
+    return requests
 
 
 def _pictures(rng, batch, height, width):

@@ -122,11 +122,14 @@ def write_warmup(
     def requests(batch):
         # One value stands for all in a TensorProto.
         images = tf.make_tensor_proto(128, input_dtype, (batch, size, size, 3))
+        taus = tf.make_tensor_proto(0.0, tf.float32, (batch,))
+        files = tf.make_tensor_proto([picture] * batch, tf.string)
         return {
             "serving_default": {"images": images},
-            "with_tau": {"images": images, "tau": tf.make_tensor_proto(0.0, tf.float32, (batch,))},
+            "with_tau": {"images": images, "tau": taus},
             "gate": {"images": images},
-            "image_bytes": {"image_bytes": tf.make_tensor_proto([picture] * batch, tf.string)},
+            "image_bytes": {"image_bytes": files},
+            "image_bytes_with_tau": {"image_bytes": files, "tau": taus},
         }
 
     path = pathlib.Path(directory) / "assets.extra" / "tf_serving_warmup_requests"

@@ -5,6 +5,7 @@
 | serving_default | images (B,S,S,3) uint8 or float32, 0..255 | answer |
 | image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer, error (B) string |
 | with_tau, of a Hydra | images, tau (B) float32 in [0, 1) | answer |
+| image_bytes_with_tau, of a Hydra | image_bytes, tau | answer, error |
 | gate, of a Hydra | images | gate, selected (B,N) bool, active_branches |
 
 answer: probabilities (B,M) float32, class_id (B) int32, label (B) string; of a Hydra also gate (B,N) float32
@@ -89,10 +90,16 @@ def signatures(
     def serving_default(images):
         return answer(*at_own_tau(prepared(images)))
 
+    def told(outputs, error):
+        return {**{name: _blank(name, value, error) for name, value in outputs.items()}, "error": error}
+
     def image_bytes(image_bytes):
         images, error = decoded(image_bytes)
-        outputs = answer(*at_own_tau(images))
-        return {**{name: _blank(name, value, error) for name, value in outputs.items()}, "error": error}
+        return told(answer(*at_own_tau(images)), error)
+
+    def image_bytes_with_tau(image_bytes, tau):
+        images, error = decoded(image_bytes)
+        return told(answer(images, _checked_tau(tau, images)), error)
 
     def with_tau(images, tau):
         images = prepared(images)
@@ -111,7 +118,11 @@ def signatures(
         "image_bytes": function(image_bytes, pictures),
     }
     if graph.gated:
-        served |= {"with_tau": function(with_tau, images, thresholds), "gate": function(gate, images)}
+        served |= {
+            "with_tau": function(with_tau, images, thresholds),
+            "image_bytes_with_tau": function(image_bytes_with_tau, pictures, thresholds),
+            "gate": function(gate, images),
+        }
     return served
 
 

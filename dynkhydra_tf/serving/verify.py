@@ -17,7 +17,7 @@ from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.serving import native
-from dynkhydra_tf.serving.client import GrpcClient, RestClient
+from dynkhydra_tf.serving.server_flags import ServerFlags
 from dynkhydra_tf.tables import table
 
 
@@ -26,17 +26,12 @@ class Options(Checked):
     """The flags of this command."""
 
     model_dir: str | None = setting(None, "A version directory, such as served/digits/1.", path=True)
-    url: str | None = setting(None, "A running server's REST address, up to the model's name.")
-    grpc: str | None = setting(None, "A running server's gRPC address, HOST:PORT; with --model.")
-    model: str | None = setting(None, "The model's name on the gRPC server.")
-    timeout: float = setting(10.0, "Seconds that a server has for an answer.", least=0.1)
+    server: ServerFlags = dataclasses.field(default_factory=ServerFlags)
 
     def check(self) -> None:
         """Checks what goes together."""
         if not self.model_dir:
             raise UserError("Give --model_dir=DIR/VERSION, where the reference requests are")
-        if (self.url and self.grpc) or bool(self.grpc) != bool(self.model):
-            raise UserError("Give either --url, or --grpc with --model, or none of them")
 
 
 def replay(requests: list[dict], answer: Callable) -> list[tuple[str, float | str]]:
@@ -67,10 +62,9 @@ def main(options: Options) -> None:
 
     directory = pathlib.Path(options.model_dir)
     requests, tolerance = reference.load(directory / "assets.extra" / "reference.json")
-    if options.url:
-        results = replay(requests, RestClient(options.url, options.timeout).predict)
-    elif options.grpc:
-        results = replay(requests, GrpcClient(options.grpc, options.model, options.timeout).predict)
+    if options.server.given:
+        with options.server.connect() as client:
+            results = replay(requests, client.predict)
     else:
         try:
             with saved_model.open_version(directory) as model:
