@@ -659,8 +659,8 @@ def test_bad_calls_of_the_command(run_client, target, photos, unused_port):
     server = (f"--grpc={target}", "--model=tiny")
     for arguments, message in [
         (photos, "Give --url="),
-        ((f"--grpc={target}", *photos), "Give --url="),
-        ((*server, "--url=http://h/v1/models/m", *photos), "Give --url="),
+        ((f"--grpc={target}", *photos), "Give either --url="),
+        ((*server, "--url=http://h/v1/models/m", *photos), "Give either --url="),
         (server, "There are no photos"),
         (("--url=localhost:8501", *photos), "url must be as in"),
         (("--timeout=0", *server, *photos), "timeout must be above 0"),

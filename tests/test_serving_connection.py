@@ -198,14 +198,14 @@ def dribble(handler):
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(40):
+    for _ in range(100):
         handler.wfile.write(b" ")
         time.sleep(0.05)
 
 
 def dribble_headers(handler):
     with contextlib.suppress(OSError):  # nobody listens any more
-        for _ in range(40):
+        for _ in range(100):
             handler.wfile.write(b"H")
             time.sleep(0.05)
 
@@ -217,7 +217,7 @@ def test_a_server_that_dribbles_has_no_more_time(prepared, answer):
         begun = time.monotonic()
         with pytest.raises(ServerError, match=r"no answer within 0\.4 seconds"):
             client.predict({"x": [1]})
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 3
         assert client.predict({"x": [1]})["predictions"] == [1]
 
 
@@ -228,7 +228,7 @@ def test_a_busy_server_is_asked_again_until_the_deadline(prepared):
         assert client.predict({"x": [1]})["predictions"] == [1]
     assert len(prepared.received) == 5
     prepared.answers = [busy]
-    for settings, least, most in (({}, 0, 0.5), ({"deadline": 0.5}, 0.1, 0.6)):
+    for settings, least, most in (({}, 0, 5), ({"deadline": 0.5}, 0.1, 3)):
         begun = time.monotonic()
         with (
             RestClient(prepared.url, **settings) as client,

@@ -18,6 +18,7 @@ def test_a_file_gives_back_what_was_written(trained, tmp_path):
         "with_tau",
         "gate",
         "image_bytes",
+        "image_bytes_with_tau",
     }
     for request, other in zip(requests, again, strict=True):
         for kind in ("inputs", "outputs"):

@@ -55,7 +55,8 @@ class ServerFlags(Checked):
         """Checks what goes together."""
         if (self.url and self.grpc) or bool(self.grpc) != bool(self.model):
             raise UserError(
-                "Give --url=http://HOST:8501/v1/models/NAME, or --grpc=HOST:8500 and --model=NAME"
+                "Give either --url=http://HOST:8501/v1/models/NAME, or --grpc with --model, as in "
+                "--grpc=HOST:8500 --model=NAME"
             )
         if self.tls and not self.grpc:
             raise UserError("--tls is for --grpc; with --url, write https")
