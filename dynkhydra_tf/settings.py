@@ -234,7 +234,18 @@ class NetworkSettings(Checked):
         1.0, "ws, channel multiplier of the stem. The paper: 1; CUB-200 0.5.", role=Role.NETWORK, above=0
     )
     branch_width: float = setting(
-        1.0, "wb, of the branches. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
+        1.0,
+        "wb, of the branches. The paper: 1; CUB-200 0.125. Of a network of Keras: the share of the hidden "
+        "channels within a branch's blocks that is kept, at most 1.",
+        role=Role.NETWORK,
+        above=0,
+    )
+    tail_width: float = setting(
+        1.0,
+        "The same share for the plain network, behind the cut of a network of Keras.",
+        role=Role.NETWORK,
+        above=0,
+        most=1,
     )
     gater_width: float = setting(
         1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
@@ -279,12 +290,16 @@ class NetworkSettings(Checked):
 
     def check(self) -> None:
         """Checks K against nb, and the flags of one kind of backbone against the other."""
-        own = ("depth", "stem_width", "branch_width", "gater_width")
-        keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze")
+        own = ("depth", "stem_width", "gater_width")
+        keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze", "tail_width")
         others = own if self.is_of_keras else keras
         if wrong := [name for name in others if getattr(self, name) != self.default(name)]:
             kind = ", ".join(BACKBONES) if self.is_of_keras else "networks of Keras"
             raise UserError(f"--{wrong[0]} is for {kind}. Received: --backbone={self.backbone}")
+        if self.is_of_keras and self.branch_width > 1:
+            raise UserError(
+                f"branch_width must be at most 1 for networks of Keras. Received: {self.branch_width:g}"
+            )
         if self.weights == "none" and self.freeze != "none":
             raise UserError("--freeze=stem would keep drawn weights as they are: leave --weights=none out")
         if self.top_k > self.num_branches:

@@ -205,6 +205,40 @@ def test_a_branch_of_some_blocks(opened, network):
     assert short.layers[-1].name == "block2_down_relu"
 
 
+def test_narrow_branches_and_a_narrow_tail(opened, models, tmp_path):
+    narrow = opened.cut(branch_width=0.25, tail_width=0.5)
+    assert narrow.description.endswith("cut at block1_add, branches of width 0.25, plain tail of width 0.5")
+    whole = branched_costs(opened.cut(), 3, 2)["flops"]
+    assert branched_costs(narrow, 3, 2)["flops"]["stem"] == whole["stem"]
+    hydra, plain = Hydra(narrow, (0, 1, 1), top_k=1, tau=0.0), Plain(narrow, 3)
+    for model in (hydra, plain):
+        model.set_first_weights(opened.give())
+    # block3 expands 6 channels to 8, reads them depthwise, and has 6 in the end.
+    kernels = {layer.name: layer.weights[0].shape for layer in narrow.branch().layers if layer.weights}
+    assert kernels["block3_expand_conv"] == (3, 3, 6, 2) and kernels["block3_project_conv"] == (3, 3, 2, 6)
+    tail = plain.network.layers[0].layers[1]
+    whole_kernel = opened.network.get_layer("block4_project_conv").kernel.numpy()
+    kernel = tail.get_layer("block4_project_conv").kernel.numpy()
+    assert kernel.shape == (3, 3, 4, 6)
+    rows = [np.flatnonzero((whole_kernel == kernel[:, :, [i]]).all(axis=(0, 1, 3))) for i in range(4)]
+    assert len({int(row[0]) for row in rows}) == 4  # four different ones of the eight
+    hydra.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.backbone == narrow
+    np.testing.assert_allclose(again(IMAGES)["logits"], hydra(IMAGES)["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_narrow_is_told(tmp_path):
+    x = inputs = keras.Input((16, 16, 3))
+    for name, strides in (("first", 2), ("second", 2)):
+        x = layers.Conv2D(4, 3, strides, padding="same", name=name)(x)
+    opened = open_network(saved(keras.Model(inputs, x), tmp_path), 16)
+    assert opened.cut().branch_width == 1
+    for flag in ("branch_width", "tail_width"):
+        with pytest.raises(UserError, match=f"behind first: leave --{flag} out"):
+            opened.cut(**{flag: 0.5})
+
+
 def test_blocks_that_do_not_fit(opened):
     with pytest.raises(UserError, match=r"must be of block2_down_relu, block3_add, block4_add\. Received: x"):
         opened.cut(blocks=("x",))
@@ -360,6 +394,8 @@ def test_no_network_for_the_weights_gives_two_ways_out(tmp_path, monkeypatch):
         ({"backbone": "resnet", "cut": "conv"}, "--cut is for networks of Keras"),
         ({"backbone": "MobileNetV2", "depth": 3}, "--depth is for densenet, resnet, ressep"),
         ({"backbone": "MobileNetV2", "weights": "none", "freeze": "stem"}, "would keep drawn weights"),
+        ({"backbone": "MobileNetV2", "branch_width": 2.0}, "must be at most 1 for networks of Keras"),
+        ({"backbone": "resnet", "tail_width": 0.5}, "--tail_width is for networks of Keras"),
     ],
 )
 def test_settings_of_the_other_kind_of_backbone(given, message):
@@ -410,6 +446,29 @@ def test_the_known_families(name, cut, normalised, tmp_path):
     costs = branched_costs(backbone, 3, 2)["flops"]
     assert costs["stem"] > costs["branch"] > costs["gater"] > 0
 
+    # === Narrower ===
+    narrow = opened.cut(branch_width=0.25, tail_width=0.5)
+    fewer = branched_costs(narrow, 3, 2)["flops"]
+    assert fewer["stem"] == costs["stem"] and fewer["branch"] < 0.6 * costs["branch"]
+    hydra, plain = Hydra(narrow, (0, 1), top_k=1, tau=0.0), Plain(narrow, 3)
+    for model in (hydra, plain):
+        model.set_first_weights(opened.give())
+    hydra.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.backbone == narrow
+    np.testing.assert_allclose(again(images)["logits"], hydra(images)["logits"], rtol=1e-3, atol=1e-4)
+    graph = InferenceGraph(hydra)
+    served = tf.function(lambda images: graph.classify(graph.gating(images, 0.0)), autograph=False)
+    np.testing.assert_allclose(served(tf.constant(images)), tf.nn.softmax(hydra(images)["logits"]), atol=1e-4)
+    tail = plain.network.layers[0].layers[1]
+    twins = {layer.name: layer for layer in opened.network.layers}
+    pruned = {
+        layer.name: [np.isin(layer.get_weights()[0], twins[layer.name].get_weights()[0]).all()]
+        for layer in tail.layers
+        if layer.weights and layer.weights[0].shape != twins[layer.name].weights[0].shape
+    }
+    assert pruned and all(all(each) for each in pruned.values())
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LITE.exists(), reason=f"{LITE} is not there: a file of pretrained weights")
@@ -424,3 +483,11 @@ def test_a_pretrained_file():
     whole = keras.saving.load_model(pathlib.Path(LITE), compile=False)
     np.testing.assert_allclose(pooled, whole(images.astype(np.float32)), rtol=1e-3, atol=1e-4)
     assert len(json.loads(opened.cut().architecture)) == len(opened.layers)
+    narrow = opened.cut(branch_width=0.25)
+    model = Hydra(narrow, (0, 1), top_k=1, tau=0.0)
+    model.set_first_weights(opened.give())
+    kernels = {layer.name: layer.weights[0].shape for layer in narrow.branch().layers if layer.weights}
+    # block12: 192 -> 6 * 192 = 1152, of which 288 are left -> 192
+    assert kernels["block12_expand_conv"] == (1, 1, 192, 288)
+    assert kernels["block12_project_conv"] == (1, 1, 288, 192)
+    assert np.isfinite(model(images)["logits"]).all()

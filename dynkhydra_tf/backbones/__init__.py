@@ -53,6 +53,12 @@ def open_backbone(network: NetworkSettings, image_size: int) -> tuple[Backbone, 
     if network.backbone in BACKBONES:
         return make_backbone(network, image_size), None
     opened = open_network(network.backbone, image_size, network.weights)
-    backbone = opened.cut(network.cut, network.branch_blocks, frozen_stem=network.freeze == "stem")
+    backbone = opened.cut(
+        network.cut,
+        network.branch_blocks,
+        frozen_stem=network.freeze == "stem",
+        branch_width=network.branch_width,
+        tail_width=network.tail_width,
+    )
     print(*([opened.left_out] if opened.left_out else []), backbone.description, sep="\n", flush=True)
     return backbone, opened.give(fresh_branches=network.branch_init == "fresh") if opened.pretrained else None

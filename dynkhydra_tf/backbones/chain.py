@@ -18,7 +18,7 @@ Layers = list[dict[str, Any]]
 # conv4_block6_out, expanded_conv_7_add, convnext_tiny_stage_2_block_8_layer_scale.
 _BLOCK = re.compile(r"(.*block_?\d+[a-z]?|expanded_conv(?:_\d+)?)_")
 # What turns images into normalised ones, or belongs to the convolution that follows: no place for a cut.
-_NO_END = ("InputLayer", "Rescaling", "Normalization", "ZeroPadding2D")
+_NO_END = ("InputLayer", "Rescaling", "Normalization", "ZeroPadding2D", "TrueDivide", "Subtract")
 # What belongs to the layer before it.
 _FOLLOWS = ("BatchNormalization", "LayerNormalization", "Activation", "ReLU", "LeakyReLU", "Dropout")
 
@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
 def sources(layer: dict[str, Any]) -> list[str]:
     """The names of the layers that a layer reads."""
-    return [history[0] for history in _histories(layer["inbound_nodes"])]
+    return [history[0] for history in histories(layer["inbound_nodes"])]
 
 
 def narrow_places(layers: Layers) -> list[str]:
@@ -79,6 +79,12 @@ def points(layers: Layers) -> list[Point]:
     return list(found.values())
 
 
+def block_ends(layers: Layers) -> list[str]:
+    """The last layers of the blocks that the layers' names tell of."""
+    blocks = _blocks(layers)
+    return [point.layer for point in points(layers) if blocks[point.layer]]
+
+
 def _blocks(layers: Layers) -> dict[str, str | None]:
     """The block of each layer by the layers' names; None for those that belong to none."""
     blocks: dict[str, str | None] = {}
@@ -103,7 +109,7 @@ def without(layers: Layers, dropped: Layers) -> Layers:
     names = {layer["name"] for layer in dropped}
     kept = copy.deepcopy([layer for layer in layers if layer["name"] not in names])
     for layer in kept:
-        for history in _histories(layer["inbound_nodes"]):
+        for history in histories(layer["inbound_nodes"]):
             if history[0] == last:
                 history[:] = [first, 0, 0]
     return kept
@@ -134,7 +140,7 @@ def build(
     start = "part_input"
     for layer in layers:
         layer.pop("build_config", None)  # of the size that the network had
-        for history in _histories(layer["inbound_nodes"]):
+        for history in histories(layer["inbound_nodes"]):
             if history[0] not in inside:
                 history[:] = [start, 0, 0]
         for config in _configs(layer):
@@ -174,14 +180,14 @@ def _configs(layer: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _configs(inner)
 
 
-def _histories(value: Any) -> Iterator[list]:
+def histories(value: Any) -> Iterator[list]:
     """The [layer's name, call, output] of each tensor that the calls of a layer name."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             yield value["config"]["keras_history"]
         else:
             for inner in value.values():
-                yield from _histories(inner)
+                yield from histories(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _histories(inner)
+            yield from histories(inner)

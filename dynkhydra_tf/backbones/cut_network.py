@@ -1,6 +1,7 @@
 """Any functional network of Keras as a backbone: cut in two at one of its layers.
 
-Stem: what lies before the cut. A branch: the tail behind it, or some of its blocks. The plain network: both.
+Stem: what lies before the cut. A branch: the tail behind it, or some of its blocks, or all with fewer hidden
+channels. The plain network: stem and tail.
 The gater's trunk is not another tail but a layer on the pooled map: with the classifier behind it that is a
 network of two layers, at a small part of a branch's cost.
 """
@@ -14,7 +15,8 @@ import keras
 
 from dynkhydra_tf.backbones.base import Backbone, DType
 from dynkhydra_tf.backbones.blocks import ConvBN
-from dynkhydra_tf.backbones.chain import Layers, between, build, narrow_places, without
+from dynkhydra_tf.backbones.chain import Layers, between, block_ends, build, narrow_places, without
+from dynkhydra_tf.backbones.narrowing import narrowed
 
 GATE_UNITS = 256
 
@@ -38,6 +40,8 @@ class CutNetwork(Backbone):
         frozen_stem: bool, whether the stem's weights are not trained.
         keep_statistics: bool, whether batch normalisation stays as it is at inference while the network is
             trained: the statistics that it came with are better than those of few images.
+        branch_width, tail_width: floats in (0, 1], how many of the hidden channels a branch keeps, and the
+            plain network's tail; see `narrowing.py`.
     """
 
     name: str
@@ -50,16 +54,23 @@ class CutNetwork(Backbone):
     bgr: bool = False
     frozen_stem: bool = False
     keep_statistics: bool = False
+    branch_width: float = 1.0
+    tail_width: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the cut.
 
         Raises:
-            ValueError: the network cannot be cut there, or nothing is left behind it.
+            ValueError: the network cannot be cut there, or nothing is left behind it; a width out of range.
         """
         if self.cut not in narrow_places(self._layers)[1:-1]:
             raise ValueError(
                 f"cut must be a layer through which all of {self.name} goes on. Received: cut={self.cut!r}"
+            )
+        if not all(0 < width <= 1 for width in (self.branch_width, self.tail_width)):
+            raise ValueError(
+                "branch_width and tail_width must be in (0, 1]. Received: "
+                f"branch_width={self.branch_width}, tail_width={self.tail_width}"
             )
 
     @functools.cached_property
@@ -85,13 +96,29 @@ class CutNetwork(Backbone):
         return self._build(layers, self.input_shape, "stem", dtype, frozen=self.frozen_stem)
 
     def branch(self, dtype: DType = None) -> keras.Model:
-        """Returns the tail, without the blocks that are left out."""
+        """Returns the tail, without the blocks and the hidden channels that are left out."""
+        return self._build(self.branch_layers(), self.map_shape, "branch", dtype)
+
+    def branch_layers(self) -> Layers:
+        """Returns the configurations of a branch's layers.
+
+        Raises:
+            ValueError: `branch_width` is less than 1, and there are no hidden channels.
+        """
         layers = self._tail
         for first, last in self.dropped:
             names = [layer["name"] for layer in layers]
             stretch = layers[names.index(first) : names.index(last) + 1]
             layers = layers[: -len(stretch)] if last == names[-1] else without(layers, stretch)
-        return self._build(layers, self.map_shape, "branch", dtype)
+        return self._narrowed(layers, self.branch_width)
+
+    def tail_layers(self) -> Layers:
+        """Returns the configurations of the layers of the plain network's tail.
+
+        Raises:
+            ValueError: `tail_width` is less than 1, and there are no hidden channels.
+        """
+        return self._narrowed(self._tail, self.tail_width)
 
     def gater_trunk(self, dtype: DType = None) -> keras.Sequential:
         """Returns the hidden layer on the pooled map: (B, H, W, C) -> (B, 1, 1, GATE_UNITS)."""
@@ -100,7 +127,7 @@ class CutNetwork(Backbone):
 
     def plain(self, dtype: DType = None) -> keras.Sequential:
         """Returns the network: the stem and the whole tail."""
-        tail = self._build(self._tail, self.map_shape, "tail", dtype)
+        tail = self._build(self.tail_layers(), self.map_shape, "tail", dtype)
         return keras.Sequential([self.stem(dtype), tail], name="plain")
 
     @functools.cached_property
@@ -112,6 +139,9 @@ class CutNetwork(Backbone):
     def _tail(self) -> Layers:
         return between(self._layers, self.cut, self._layers[-1]["name"])
 
+    def _narrowed(self, layers, width):
+        return narrowed(layers, self.map_shape[-1], block_ends(self._layers), width)
+
     def _build(self, layers, shape, name, dtype, frozen=False):
         return build(layers, shape, name, dtype, frozen=frozen, keep_statistics=self.keep_statistics)
 
@@ -119,7 +149,9 @@ class CutNetwork(Backbone):
     def description(self) -> str:
         """What it is, without the whole architecture."""
         left_out = "".join(f", without {last}" for _, last in self.dropped)
-        return f"{self.name} for {self.image_size} px, cut at {self.cut}{left_out}"
+        widths = {"branches": self.branch_width, "plain tail": self.tail_width}
+        narrow = "".join(f", {part} of width {width:g}" for part, width in widths.items() if width < 1)
+        return f"{self.name} for {self.image_size} px, cut at {self.cut}{left_out}{narrow}"
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, in lists where Keras would make more of tuples."""

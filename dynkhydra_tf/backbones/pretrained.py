@@ -20,7 +20,9 @@ from dynkhydra_tf.applications import (
 )
 from dynkhydra_tf.backbones.chain import Layers, Point, between, build, narrow_places, points, sources
 from dynkhydra_tf.backbones.cut_network import CutNetwork
-from dynkhydra_tf.backbones.first_weights import GiveWeights, copy_weights
+from dynkhydra_tf.backbones.first_weights import GiveWeights
+from dynkhydra_tf.backbones.narrowing import copy_largest
+from dynkhydra_tf.backbones.nested import Flat, flatten, functional
 from dynkhydra_tf.errors import UserError
 
 NO_WEIGHTS = "none"
@@ -39,7 +41,8 @@ class OpenNetwork:
         network: the built network, from the first to the last of the layers; its weights count.
         pretrained: whether these are a trained network's.
         preprocessing: `scale`, `offset` and `bgr` of `CutNetwork`.
-        left_out: what was taken off behind the last map, in words; empty where nothing was.
+        left_out: what was taken off behind the last map, and augmented images, in words; empty where
+            nothing did.
     """
 
     name: str
@@ -83,7 +86,12 @@ class OpenNetwork:
         return found[0]
 
     def cut(
-        self, cut: str | None = None, blocks: Sequence[str] = (), frozen_stem: bool = False
+        self,
+        cut: str | None = None,
+        blocks: Sequence[str] = (),
+        frozen_stem: bool = False,
+        branch_width: float = 1.0,
+        tail_width: float = 1.0,
     ) -> CutNetwork:
         """Cuts it.
 
@@ -91,13 +99,14 @@ class OpenNetwork:
             cut: the name of a place, as in `point`.
             blocks: the names of the places, and of the last layer, at which the tail's blocks end that a
                 branch keeps; empty: all.
-            frozen_stem: see `CutNetwork`.
+            frozen_stem, branch_width, tail_width: see `CutNetwork`.
 
         Raises:
-            UserError: a name that is none, or blocks that do not fit together.
+            UserError: a name that is none, blocks that do not fit together, or a width where there are no
+                hidden channels.
         """
         place = self.point(cut)
-        return CutNetwork(
+        made = CutNetwork(
             self.name,
             self.image_size,
             json.dumps(self.layers),
@@ -106,7 +115,18 @@ class OpenNetwork:
             **self.preprocessing,
             frozen_stem=frozen_stem,
             keep_statistics=self.pretrained,
+            branch_width=branch_width,
+            tail_width=tail_width,
         )
+        for name, parts in (("branch_width", made.branch_layers), ("tail_width", made.tail_layers)):
+            try:
+                parts()
+            except ValueError as error:
+                raise UserError(
+                    f"{self.name} has no channels between the in- and outputs of its blocks behind "
+                    f"{place.name}: leave --{name} out"
+                ) from error
+        return made
 
     def blocks(self, place: Point) -> list[Point]:
         """The ends of the tail's blocks."""
@@ -139,7 +159,7 @@ class OpenNetwork:
         return tuple(reversed(dropped))
 
     def give(self, fresh_branches: bool = False) -> GiveWeights:
-        """What gives a new model's parts the network's weights, for `set_first_weights`.
+        """What gives a new model's parts the network's weights, for `set_first_weights`; see `copy_largest`.
 
         Args:
             fresh_branches: whether the branches keep what Keras drew.
@@ -149,7 +169,7 @@ class OpenNetwork:
             if part == "gater_trunk" or (part == "branch" and fresh_branches):
                 return
             for one in layer.layers if part == "plain" else [layer]:
-                copy_weights(self.network, one)
+                copy_largest(self.network, one)
 
         return give
 
@@ -174,9 +194,13 @@ def open_network(name: str, image_size: int, weights: str | os.PathLike | None =
         network, preprocessing = _load_application(name, image_size, weights)
         title = name
     pretrained = weights != NO_WEIGHTS
-    network = _functional(network, title)
+    network = functional(network, title)
     _check_input(network, title)
-    layers, left_out = _without_head(_architecture(network, title), title)
+    flat = flatten(network, title)
+    layers, left_out = _without_head(_with_statistics(flat), title)
+    if flat.left_out:
+        augmenting = f"{title}: what augments images is left out ({', '.join(flat.left_out)})"
+        left_out = "\n".join(filter(None, [augmenting, left_out]))
     try:
         same = build(layers[1:], (image_size, image_size, 3), title.removesuffix(".keras"))
     except Exception as error:  # layers of their own kinds, sizes that do not fit
@@ -189,7 +213,9 @@ def open_network(name: str, image_size: int, weights: str | os.PathLike | None =
     if 0 in end:
         raise UserError(f"{title} cannot take images of {image_size} px: nothing is left of them at its end")
     if pretrained:
-        copy_weights(network, same)
+        for layer in same.layers:
+            if layer.weights:
+                layer.set_weights(flat.twins[layer.name].get_weights())
     return OpenNetwork(title, image_size, layers, shapes, same, pretrained, preprocessing, left_out)
 
 
@@ -247,24 +273,7 @@ def _load_file(path, weights):
     return network
 
 
-def _functional(network, title):
-    """A sequential network as a functional one; a functional one as it is."""
-    if isinstance(network, keras.Sequential) and network.built:
-        network = keras.Model(network.inputs, network.outputs)
-    if not hasattr(network, "operations"):
-        raise UserError(
-            f"{title} cannot be cut: it holds a {type(network).__name__}; it must be a functional or "
-            "sequential network of Keras"
-        )
-    return network
-
-
 def _check_input(network, title):
-    inputs, outputs = len(network.inputs), len(network.outputs)
-    if (inputs, outputs) != (1, 1):
-        raise UserError(
-            f"{title} cannot be cut: it must have one input and one output. Received: {inputs} and {outputs}"
-        )
     shape = tuple(network.inputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
         raise UserError(
@@ -272,18 +281,15 @@ def _check_input(network, title):
         )
 
 
-def _architecture(network: keras.Model, title: str) -> Layers:
-    """The configurations of the layers; the statistics of `Normalization` are in them, not in weights."""
-    layers = json.loads(json.dumps(network.get_config()["layers"]))
-    for config in layers:
-        if len(config["inbound_nodes"]) > 1:
-            raise UserError(f"{title} cannot be cut: it calls the layer {config['name']} more than once")
+def _with_statistics(flat: Flat) -> Layers:
+    """The layers; the statistics of `Normalization`, which are no trained weights, are in them."""
+    for config in flat.layers:
         if config["class_name"] == "Normalization" and config["config"]["mean"] is None:
-            layer = network.get_layer(config["name"])
+            layer = flat.twins[config["name"]]
             # Not adapted by its maker, it has mean 0 and variance 1.
             for name, weight in (("mean", layer.adapt_mean), ("variance", layer.adapt_variance)):
                 config["config"][name] = np.ravel(weight).tolist()
-    return layers
+    return flat.layers
 
 
 def _without_head(layers: Layers, title: str) -> tuple[Layers, str]:
