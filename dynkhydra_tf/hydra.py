@@ -165,7 +165,7 @@ class Hydra(ImageClassifier):
         """Runs the model on a batch and returns all that came about on the way.
 
         Args:
-            images: (B, H, W, 3), 0..255, uint8 or float; B > 0.
+            images: (B, H, W, 3), 0..255, uint8 or float; B > 0. Or maps of a frozen stem, see `frozen_part`.
             tau: float or (B,) float32, the threshold.
             own: (B, N) bool, branches to run besides the selected ones; they do not count in the
                 logits. None for inference.
@@ -174,7 +174,10 @@ class Hydra(ImageClassifier):
         Raises:
             ValueError: images of another shape than the backbone's.
         """
-        features = self.stem(self.normalized(images), training=training)
+        if self.are_maps(images):
+            features = tf.cast(images, tf.float32)
+        else:
+            features = self.stem(self.normalized(images), training=training)
         gate_logits = self.gater(features, training=training)
         gate = tf.nn.softmax(gate_logits)
         selected = select_branches(gate, self.top_k, tau)
@@ -262,6 +265,10 @@ class Hydra(ImageClassifier):
         give("stem", self.stem)
         give("gater_trunk", self.gater.layers[0])
         self.branches.set_first_weights(lambda branch: give("branch", branch))
+
+    def first_parts(self) -> tuple[keras.Layer, ...]:
+        """The stem; behind it the way forks."""
+        return (self.stem,)
 
     @property
     def shared_parts(self) -> tuple[keras.Layer, ...]:

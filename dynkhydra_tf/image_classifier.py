@@ -6,6 +6,7 @@ Axis letters: B batch, H W an image's height and width, M classes.
 import abc
 import functools
 import inspect
+import itertools
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -126,11 +127,38 @@ class ImageClassifier(keras.Model, abc.ABC):
         """Returns the `Sums` of each loss over a batch, the pass, and all targets.
 
         Args:
-            images: (B, H, W, 3). targets: as of `targets.unpack`.
+            images: (B, H, W, 3), or maps, see `frozen_part`. targets: as of `targets.unpack`.
             training: bool, whether batch normalisation takes the statistics of the batch and moves its own.
         """
         forward, targets = self.run(images, targets, training)
         return losses.sums(self.loss_terms, forward, targets), forward, targets
+
+    # === The frozen part: methods, for Keras saves what is in properties ===
+
+    @abc.abstractmethod
+    def first_parts(self) -> tuple[keras.Layer, ...]:
+        """The layers that a normalised image goes through one after the other, before the way forks."""
+
+    def frozen_part(self) -> tuple[keras.Layer, ...]:
+        """Those of the first parts that come before any that is trained; () where they have no weights.
+
+        What they give for an image stays the same while the model is trained. `fit` and `evaluate` take these
+        maps, (B, *map_shape) of any float type, in place of the images.
+        """
+        frozen = tuple(itertools.takewhile(lambda part: not part.trainable_variables, self.first_parts()))
+        return frozen if any(part.weights for part in frozen) else ()
+
+    def map_shape(self) -> tuple[int, ...] | None:
+        """The shape of what the frozen part gives for one image; None where nothing is frozen."""
+        shape: tuple[int | None, ...] = (None, *self.backbone.input_shape)
+        for part in self.frozen_part():
+            shape = part.compute_output_shape(shape)
+        return tuple(shape[1:]) if self.frozen_part() else None
+
+    def are_maps(self, batch: tf.Tensor) -> bool:
+        """Whether a batch holds maps of the frozen part and not images; by its shape."""
+        shape = tuple(batch.shape[1:])
+        return shape != self.backbone.input_shape and shape == self.map_shape()
 
     # === Photos ===
 

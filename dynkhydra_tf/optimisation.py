@@ -10,13 +10,22 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
 
-def make_optimizer(settings: OptimisationSettings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def make_optimizer(
+    settings: OptimisationSettings, steps_per_epoch: int, unfrozen_from: int | None = None
+) -> keras.optimizers.Optimizer:
     """Returns the optimizer of a run, not yet built.
+
+    Args:
+        settings: of the run.
+        steps_per_epoch: int.
+        unfrozen_from: the epoch from which on the rate is times `unfrozen_rate`, or None.
 
     Raises:
         UserError: a warm-up as long as the whole run.
     """
     rate = learning_rate_schedule(settings, steps_per_epoch)
+    if unfrozen_from is not None:
+        rate = LowerFrom(rate, unfrozen_from * steps_per_epoch, settings.unfrozen_rate)
     given: dict[str, Any] = {
         "decay_kernels_only": settings.decay_kernels_only,
         "branch_gradient_scale": settings.branch_gradient_scale,
@@ -82,6 +91,36 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {"peak": self.peak, "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps}
+
+
+@keras.saving.register_keras_serializable("dynkhydra_tf")
+class LowerFrom(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule, from a step on times a factor.
+
+    Args:
+        schedule: a Keras schedule, or a float.
+        step: int, the first step at the lower rate.
+        factor: float.
+    """
+
+    def __init__(self, schedule: Any, step: int, factor: float) -> None:
+        super().__init__()
+        self.schedule, self.step, self.factor = schedule, step, factor
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Returns the rate at a step."""
+        rate = self.schedule(step) if callable(self.schedule) else self.schedule
+        return tf.where(tf.cast(step, tf.int64) < self.step, rate, rate * self.factor)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "step": self.step, "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LowerFrom":
+        """Returns the schedule that `get_config` described."""
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
 
 
 class _Recipe(Averaging):

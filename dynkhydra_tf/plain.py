@@ -80,6 +80,11 @@ class Plain(ImageClassifier):
 
     def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[Forward, Targets]:
         """Returns the pass over a batch, and the targets as they are."""
+        if self.are_maps(images):
+            x = tf.cast(images, tf.float32)
+            for part in self.first_parts()[len(self.frozen_part()) :]:
+                x = part(x, training=training)
+            return Forward(x), targets
         return Forward(self.network(self.normalized(images), training=training)), targets
 
     def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:
@@ -91,6 +96,11 @@ class Plain(ImageClassifier):
     def set_first_weights(self, give: GiveWeights) -> None:
         """Gives all but the classifier the weights to start from; see `backbones/first_weights.py`."""
         give("plain", self.network.layers[0])
+
+    def first_parts(self) -> tuple[keras.Layer, ...]:
+        """All layers: those of the backbone's network where it is a chain of some, then the classifier's."""
+        network, *classifier = self.network.layers
+        return (*(network.layers if isinstance(network, keras.Sequential) else [network]), *classifier)
 
     @property
     def shared_parts(self) -> tuple[keras.Layer, ...]:

@@ -25,6 +25,7 @@ CLASSES = {
     "DenseNet": "backbones.densenet",
     "Hydra": "hydra",
     "LinearDecay": "optimisation",
+    "LowerFrom": "optimisation",
     "NormReLU": "backbones.densenet",
     "Plain": "plain",
     "ResNet": "backbones.resnet",

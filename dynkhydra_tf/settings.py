@@ -187,7 +187,7 @@ class NetworkSettings(Checked):
         "resnet",
         "The architecture that is cut in two. The paper: resnet and densenet for 32x32, ressep for 224x224. "
         "Or any network of Keras: a name of keras.applications, or a .keras file that takes images (0..255); "
-        "the five flags below are for these.",
+        "the flags from --weights to --freeze are for these.",
         role=Role.NETWORK,
         path=True,
     )
@@ -216,9 +216,18 @@ class NetworkSettings(Checked):
     )
     freeze: str = setting(
         "none",
-        "stem: what lies before the cut keeps its weights, and is not trained.",
+        "stem: what lies before the cut keeps its weights, and is not trained. until_epoch:N: for the first "
+        "N epochs; then it is trained too, at --unfrozen_rate. all: of a plain network all but the "
+        "classifier.",
         role=Role.NETWORK,
-        choices=("none", "stem"),
+    )
+    cached_views: int = setting(
+        2,
+        "What a frozen stem gives is computed once, of so many views of each training image, and kept in "
+        "the cache: the image, its mirror image, then others drawn as the flags of augmentation say. 0: "
+        "nothing is kept, the stem runs in each epoch.",
+        role=Role.RECIPE,
+        least=0,
     )
     init_from: str | None = setting(
         None,
@@ -292,6 +301,13 @@ class NetworkSettings(Checked):
         """Checks K against nb, and the flags of one kind of backbone against the other."""
         own = ("depth", "stem_width", "gater_width")
         keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze", "tail_width")
+        if not re.fullmatch(r"none|stem|all|until_epoch:[1-9]\d*", self.freeze):
+            raise UserError(f"freeze must be none, stem, all or until_epoch:N. Received: {self.freeze}")
+        if self.freeze == "all" and self.system != "plain":
+            raise UserError(
+                "--freeze=all trains nothing but the classifier of a plain network: give --system=plain, or "
+                f"freeze the stem. Received: --system={self.system}"
+            )
         others = own if self.is_of_keras else keras
         if wrong := [name for name in others if getattr(self, name) != self.default(name)]:
             kind = ", ".join(BACKBONES) if self.is_of_keras else "networks of Keras"
@@ -301,9 +317,27 @@ class NetworkSettings(Checked):
                 f"branch_width must be at most 1 for networks of Keras. Received: {self.branch_width:g}"
             )
         if self.weights == "none" and self.freeze != "none":
-            raise UserError("--freeze=stem would keep drawn weights as they are: leave --weights=none out")
+            raise UserError(
+                f"--freeze={self.freeze} would keep drawn weights as they are: leave --weights=none out"
+            )
         if self.top_k > self.num_branches:
             raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")
+
+    @property
+    def frozen_part(self) -> str:
+        """none, stem or all: what is frozen when the training begins."""
+        return "stem" if self.frozen_epochs else self.freeze
+
+    @property
+    def frozen_epochs(self) -> int | None:
+        """How many epochs that lasts, where it ends before the training does."""
+        _, _, epochs = self.freeze.partition(":")
+        return int(epochs) if epochs else None
+
+    @property
+    def trains_on_maps(self) -> bool:
+        """Whether what is frozen runs once for each image, and not in each epoch."""
+        return self.frozen_part != "none" and self.cached_views > 0
 
     @property
     def is_of_keras(self) -> bool:
@@ -385,6 +419,12 @@ class OptimisationSettings(Checked):
         item_text=lambda drop: f"{drop[0]}:{drop[1]:g}",
         form="EPOCH:FACTOR pairs with rising whole epochs and factors above 0, such as 80:1e-1,140:1e-2",
     )
+    unfrozen_rate: float = setting(
+        0.1,
+        "Factor on the learning rate from the epoch on that --freeze=until_epoch:N ends with.",
+        role=Role.RECIPE,
+        above=0,
+    )
     warmup_epochs: float = setting(
         1.0, "Linear warm-up of the cosine and the linear schedule.", role=Role.RECIPE, least=0
     )
@@ -419,7 +459,8 @@ class PlaceSettings(Checked):
 
     cache_dir: str | None = setting(
         None,
-        "Where class means and the check of a folder's files are kept; default ~/.cache/dynkhydra_tf.",
+        "Where class means, the maps of a frozen stem and the check of a folder's files are kept; default "
+        "~/.cache/dynkhydra_tf.",
         role=Role.PLACE,
         path=True,
     )
@@ -442,6 +483,14 @@ class Settings(Checked):
     network: NetworkSettings = NetworkSettings()
     optimisation: OptimisationSettings = OptimisationSettings()
     place: PlaceSettings = PlaceSettings()
+
+    def check(self) -> None:
+        """Checks that the stem is let go before the training ends."""
+        frozen, epochs = self.network.frozen_epochs, self.optimisation.epochs
+        if frozen is not None and frozen >= epochs:
+            raise UserError(
+                f"--freeze=until_epoch:{frozen} must end before the last epoch. Received: --epochs={epochs}"
+            )
 
     @property
     def run_dir(self) -> str:

@@ -6,6 +6,7 @@ The flags are in dynkhydra_tf/settings.py (`python train.py --help`). The same c
 killed run stopped.
 """
 
+import itertools
 import os
 import statistics
 from typing import Any
@@ -50,17 +51,17 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.data import (
         evaluation_batches,
         find_entry,
-        make_augmentation,
         open_data,
         steps_per_epoch,
-        training_batches,
     )
+    from dynkhydra_tf.data.augment import check_augmentation
     from dynkhydra_tf.data.sources.folder.listing import check_outside
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine, part_dtype
     from dynkhydra_tf.optimisation import make_optimizer
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
+    from dynkhydra_tf.stages import evaluation_batch_size, stages
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
@@ -82,7 +83,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     if source:
         source.check_classes(data.class_names)
     steps = steps_per_epoch(data, optimisation.batch_size)
-    augment = make_augmentation(settings.augmentation, data)
+    check_augmentation(settings.augmentation, data)
     optimizer = make_optimizer(optimisation, steps)
 
     # === Class partition (Algorithm 2); a plain network has none ===
@@ -110,8 +111,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     keras.utils.set_random_seed(optimisation.seed)
     if model is None:
         given: dict[str, Any] = {
-            "mean": data.mean,
-            "std": data.std,
+            # A network of Keras brings its own normalisation: no pass over the images for that.
+            **({} if network.is_of_keras else {"mean": data.mean, "std": data.std}),
             "class_names": data.class_names,
             "picture_fit": data.fit,
             "part_dtype": part_dtype(optimisation.mixed_precision),
@@ -140,28 +141,21 @@ def train(settings: Settings, run: RunDirectory) -> None:
     else:
         print(f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}.")
 
-    # === Train ===
-    test = evaluation_batches(data, "test", 256)
-    watched = evaluation_batches(data, "validation", 256) if data.sizes["validation"] else test
-    batches = training_batches(
-        data,
-        optimisation.batch_size,
-        optimisation.epochs,
-        optimisation.seed,
-        augment,
-        initial_step=done,
-        alternating_flip=settings.augmentation.alternating_flip,
-    )
+    # === Train: on images, or on the maps of what is frozen ===
+    to_come = stages(settings, model, data, steps, done)
+    first = next(to_come)
     if run.continued:
         run.go_on(done)
     else:
         run.start(partition, data.record)
         if source:
             run.save_checkpoint(model)  # to go on needs the source no more
-    fit(model, run, batches, watched, optimisation.epochs, steps, done)
+    for stage in itertools.chain([first], to_come):
+        fit(model, run, stage.batches, stage.watched, stage.end, steps, stage.done)
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===
+    test = evaluation_batches(data, "test", evaluation_batch_size(data.image_size))
     plain = plain_costs(model.backbone, data.num_classes)
     if branched:
         results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)

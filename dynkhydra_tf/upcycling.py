@@ -23,7 +23,7 @@ from dynkhydra_tf.runs import FinishedRun, load_network
 from dynkhydra_tf.settings import NetworkSettings
 
 # What says how a backbone is trained, and no more; and how it is divided, and nothing of its plain network.
-_TRAINING = {"frozen_stem", "keep_statistics"}
+_TRAINING = {"frozen_stem", "frozen_tail", "keep_statistics"}
 _DIVISION = _TRAINING | {"stem_width", "branch_width", "gater_width", "cut", "dropped"}
 
 

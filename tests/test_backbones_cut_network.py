@@ -160,7 +160,7 @@ def test_it_is_saved_without_the_file_and_served_with_all_folded(models, tmp_pat
 
 
 def test_a_frozen_stem_and_kept_statistics_stay_while_the_rest_is_trained(opened):
-    model = Plain(opened.cut(frozen_stem=True), 3)
+    model = Plain(opened.cut(frozen="stem"), 3)
     model.set_first_weights(opened.give())
     before = {weight.path: weight.numpy() for weight in model.weights}
     model.compile("sgd", run_eagerly=True)

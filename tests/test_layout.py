@@ -24,6 +24,8 @@ folding model_parts reports data
 classification
 image_classifier
 hydra plain
+frozen_maps unfreezing
+stages
 partition
 runs progress figures
 training upcycling

@@ -56,7 +56,7 @@ def open_backbone(network: NetworkSettings, image_size: int) -> tuple[Backbone, 
     backbone = opened.cut(
         network.cut,
         network.branch_blocks,
-        frozen_stem=network.freeze == "stem",
+        frozen=network.frozen_part,
         branch_width=network.branch_width,
         tail_width=network.tail_width,
     )

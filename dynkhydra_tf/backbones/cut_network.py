@@ -38,6 +38,7 @@ class CutNetwork(Backbone):
         scale, offset: three floats each: the network wants scale * image + offset, image in 0..255.
         bgr: bool, whether it wants the channels in the order blue, green, red; scale and offset are in it.
         frozen_stem: bool, whether the stem's weights are not trained.
+        frozen_tail: bool, whether those of the plain network's tail are not, either.
         keep_statistics: bool, whether batch normalisation stays as it is at inference while the network is
             trained: the statistics that it came with are better than those of few images.
         branch_width, tail_width: floats in (0, 1], how many of the hidden channels a branch keeps, and the
@@ -53,6 +54,7 @@ class CutNetwork(Backbone):
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
     bgr: bool = False
     frozen_stem: bool = False
+    frozen_tail: bool = False
     keep_statistics: bool = False
     branch_width: float = 1.0
     tail_width: float = 1.0
@@ -127,7 +129,7 @@ class CutNetwork(Backbone):
 
     def plain(self, dtype: DType = None) -> keras.Sequential:
         """Returns the network: the stem and the whole tail."""
-        tail = self._build(self.tail_layers(), self.map_shape, "tail", dtype)
+        tail = self._build(self.tail_layers(), self.map_shape, "tail", dtype, frozen=self.frozen_tail)
         return keras.Sequential([self.stem(dtype), tail], name="plain")
 
     @functools.cached_property

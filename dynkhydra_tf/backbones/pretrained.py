@@ -89,7 +89,7 @@ class OpenNetwork:
         self,
         cut: str | None = None,
         blocks: Sequence[str] = (),
-        frozen_stem: bool = False,
+        frozen: str = "none",
         branch_width: float = 1.0,
         tail_width: float = 1.0,
     ) -> CutNetwork:
@@ -99,7 +99,8 @@ class OpenNetwork:
             cut: the name of a place, as in `point`.
             blocks: the names of the places, and of the last layer, at which the tail's blocks end that a
                 branch keeps; empty: all.
-            frozen_stem, branch_width, tail_width: see `CutNetwork`.
+            frozen: "none", "stem", or "all": the plain network's tail, too.
+            branch_width, tail_width: see `CutNetwork`.
 
         Raises:
             UserError: a name that is none, blocks that do not fit together, or a width where there are no
@@ -113,7 +114,8 @@ class OpenNetwork:
             place.layer,
             self._dropped(place, tuple(blocks)),
             **self.preprocessing,
-            frozen_stem=frozen_stem,
+            frozen_stem=frozen != "none",
+            frozen_tail=frozen == "all",
             keep_statistics=self.pretrained,
             branch_width=branch_width,
             tail_width=tail_width,

@@ -43,11 +43,7 @@ class Augmentation:
         self, image_size: int, fill: ArrayLike, shift: int = 4, flip: bool = True, cutout: int = 16
     ) -> None:
         """Checks the amounts; loads keras-cv where there is something to cut out."""
-        for name, pixels in (("shift", shift), ("cutout", cutout)):
-            if not 0 <= pixels <= image_size:
-                raise UserError(
-                    f"{name} must be from 0 to {image_size}, the image size. Received: {name}={pixels}"
-                )
+        _check_amounts(image_size, shift, cutout)
         self.image_size = image_size
         self.fill = fill
         self.shift = shift
@@ -72,19 +68,42 @@ class Augmentation:
 
 
 def make_augmentation(settings: AugmentationSettings, data: ImageData) -> Augmentation:
-    """Returns the augmentation that a run's settings describe.
+    """Returns the augmentation that a run's settings describe; it asks for the images' mean colour.
+
+    Raises:
+        UserError: what `check_augmentation` raises.
+    """
+    check_augmentation(settings, data)
+    flip = has_mirror_images(settings, data)
+    return Augmentation(data.image_size, data.mean, settings.shift, flip, settings.cutout)
+
+
+def has_mirror_images(settings: AugmentationSettings, data: ImageData) -> bool:
+    """Whether a mirrored image is taken to be of its class."""
+    return data.flip if settings.flip is None else settings.flip
+
+
+def check_augmentation(settings: AugmentationSettings, data: ImageData) -> None:
+    """Checks the settings against the images, none of which is read.
 
     Raises:
         UserError: an amount that does not fit the image size, or an alternating flip of images whose mirrored
             one is of no class.
     """
-    flip = data.flip if settings.flip is None else settings.flip
-    if settings.alternating_flip and not flip:
+    _check_amounts(data.image_size, settings.shift, settings.cutout)
+    if settings.alternating_flip and not has_mirror_images(settings, data):
         raise UserError(
             f"--alternating_flip mirrors images, and those of {data.name} are not mirrored by default: add "
             "--flip if a mirrored one is still of its class, or leave it out"
         )
-    return Augmentation(data.image_size, data.mean, settings.shift, flip, settings.cutout)
+
+
+def _check_amounts(image_size, shift, cutout):
+    for name, pixels in (("shift", shift), ("cutout", cutout)):
+        if not 0 <= pixels <= image_size:
+            raise UserError(
+                f"{name} must be from 0 to {image_size}, the image size. Received: {name}={pixels}"
+            )
 
 
 def move(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:

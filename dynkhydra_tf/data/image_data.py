@@ -5,6 +5,7 @@ M is the number of classes, S the side of the images.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,19 @@ class ImageData:
         examples = self.source.read(source_split, wanted)
         examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return examples.apply(tf.data.experimental.assert_cardinality(self.sizes[split]))
+
+    def labels(self, split: str) -> np.ndarray:
+        """(n,) int32, the labels of a split in the order of `examples`; no image is decoded."""
+        source_split, wanted = self._in_source(split)
+        labels = self.source.labels(source_split).astype(np.int32)
+        return labels if wanted is None else labels[wanted]
+
+    def content(self, split: str) -> str:
+        """A hash that tells the images of a split, as `examples` gives them, from others."""
+        source_split, wanted = self._in_source(split)
+        members = None if wanted is None else np.flatnonzero(wanted).tolist()
+        known = [self.source.content(source_split), members, self.image_size, self.fit]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def fetch(self, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """Random access to the images of a split, numbered in the order of `examples`.

@@ -14,11 +14,13 @@ class Source:
         settings: names of the arguments that its constructor takes from `load_data`'s.
         held_out: (n,) bool, which examples of `train` the data set itself means for validation; or None.
         fingerprint: str that differs wherever the images do, for sets whose name does not tell; or None.
+        place: the path that tells sets of one name apart; "" where the name is enough.
     """
 
     settings: ClassVar[tuple[str, ...]] = ()
     held_out: np.ndarray | None = None
     fingerprint: str | None = None
+    place: str = ""
 
     def label_names(self, feature: str = "label") -> tuple[str, ...]:
         """The names of a label feature's values."""
@@ -30,6 +32,10 @@ class Source:
 
     def labels(self, split: str, feature: str = "label") -> np.ndarray:
         """(n,) int, a label of each example; no image is decoded."""
+        raise NotImplementedError
+
+    def content(self, split: str) -> str:
+        """What tells the examples of a split, images and order, from others: a hash, cheap to compute."""
         raise NotImplementedError
 
     def read(self, split: str, wanted: np.ndarray | None = None) -> tf.data.Dataset:

@@ -1,5 +1,6 @@
 """The data sets of tensorflow-datasets."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -95,6 +96,16 @@ class TfdsSource(Source):
         labels = self._labels_of(self._splits[split], feature)
         return labels if self._members[split] is None else labels[self._members[split]]
 
+    def content(self, split: str) -> str:
+        """A hash of the files' bytes and of which of their examples are meant."""
+        found = hashlib.sha256()
+        for path in sorted({part.filename for part in self._files(split)}):
+            with open(path, "rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        members = self._members[split]
+        found.update(repr([self._splits[split], None if members is None else members.tolist()]).encode())
+        return found.hexdigest()
+
     def read(self, split: str, wanted: np.ndarray | None = None) -> tf.data.Dataset:
         """A dataset of (picture, label), in the order of the files."""
         tfds = _tensorflow_datasets()
@@ -121,8 +132,7 @@ class TfdsSource(Source):
 
         info = self._builder.info
         members = None if self._members[split] is None else tf.constant(self._members[split])
-        parts = info.splits[self._splits[split]].file_instructions
-        records = Records([(part.filename, part.skip, part.take) for part in parts])
+        records = Records([(part.filename, part.skip, part.take) for part in self._files(split)])
         features = tfds.decode.PartialDecoding({"image": True, "label": True}).extract_features(info.features)
         as_stored = {"image": tfds.decode.SkipDecoding()}
 
@@ -132,6 +142,10 @@ class TfdsSource(Source):
             return decode_picture(example["image"]), example["label"]
 
         return fetch
+
+    def _files(self, split):
+        """Which part of which files a split is read from."""
+        return self._builder.info.splits[self._splits[split]].file_instructions
 
     def _examples(self, tfds_split, *features, **decoders):
         """A dataset of dicts of the features, those without a decoder decoded in the usual way."""

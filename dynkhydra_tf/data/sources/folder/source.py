@@ -54,6 +54,7 @@ class FolderSource(Source):
         listing = find_images(data_dir, labels)
         check = check_files(listing.root, listing.paths, cache_dir)
         self._root, self._shown = listing.root, readable(listing.root)
+        self.place = os.path.abspath(listing.root)
         self._class_names = listing.class_names
         self.fingerprint = check.fingerprint
         self._report_bad(listing.paths[~check.good], max_bad_images)
@@ -85,6 +86,13 @@ class FolderSource(Source):
     def labels(self, split: str, feature: str = "label") -> np.ndarray:
         """The class of each image."""
         return self._labels[self._members[split]]
+
+    def content(self, split: str) -> str:
+        """A hash of the contents of all files, which the check of them found, and of the split's paths."""
+        found = hashlib.sha256(self.fingerprint.encode())
+        for path in self._paths[self._members[split]]:
+            found.update(path + b"\0")
+        return found.hexdigest()
 
     def read(self, split: str, wanted: np.ndarray | None = None) -> tf.data.Dataset:
         """A dataset of (picture, label), decoded on all cores."""

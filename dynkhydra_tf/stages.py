@@ -1,0 +1,97 @@
+"""What a training goes through: on the maps of what is frozen, or on images, and then perhaps unfrozen."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dynkhydra_tf.data import ImageData, evaluation_batches, make_augmentation, training_batches
+from dynkhydra_tf.data.augment import has_mirror_images
+from dynkhydra_tf.frozen_maps import Views, cached_maps, draw_view
+from dynkhydra_tf.image_classifier import ImageClassifier
+from dynkhydra_tf.optimisation import make_optimizer
+from dynkhydra_tf.settings import Settings
+from dynkhydra_tf.unfreezing import unfreeze
+
+
+class Stage(NamedTuple):
+    """Some epochs of a training; the arguments of `training.fit` between the run and the steps of an epoch.
+
+    Attributes:
+        batches: `tf.data.Dataset` of (images or maps, labels), from step `done` on.
+        watched: the same of the images that the training is watched on.
+        end: the epoch that it ends with.
+        done: the steps done before it, in all.
+    """
+
+    batches: tf.data.Dataset
+    watched: tf.data.Dataset
+    end: int
+    done: int
+
+
+def stages(
+    settings: Settings, model: ImageClassifier, data: ImageData, steps: int, done: int
+) -> Iterator[Stage]:
+    """Yields what is left of a training, stage by stage; the model is made ready for each as it comes.
+
+    Args:
+        settings: of the run.
+        model: compiled, as it is after `done` steps.
+        data: the images.
+        steps: of an epoch.
+        done: steps done.
+
+    Raises:
+        UserError: from `cached_maps`, or of the augmentation.
+    """
+    network, epochs = settings.network, settings.optimisation.epochs
+    frozen = network.frozen_epochs or epochs
+    if done < frozen * steps or frozen == epochs:
+        make = _on_maps if network.trains_on_maps else _on_images
+        yield make(settings, model, data, frozen, done)
+        done = frozen * steps
+    if frozen < epochs:
+        if model.frozen_part():
+            unfreeze(model, make_optimizer(settings.optimisation, steps, frozen))
+        yield _on_images(settings, model, data, epochs, done)
+
+
+def evaluation_batch_size(image_size: int) -> int:
+    """How many images of a size a network evaluates at once: 256 of 32 px, and less of larger ones."""
+    return min(256, max(16, 256 * 32**2 // image_size**2))
+
+
+def watched_split(data: ImageData) -> str:
+    """The split that a training is watched on: the images held out or, without any, those for testing."""
+    return "validation" if data.sizes["validation"] else "test"
+
+
+def _on_images(settings, model, data, end, done):
+    batches = _batches(settings, data, end, done, make_augmentation(settings.augmentation, data))
+    watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
+    return Stage(batches, watched, end, done)
+
+
+def _on_maps(settings, model, data, end, done):
+    flip = has_mirror_images(settings.augmentation, data)
+    augment = functools.partial(make_augmentation, settings.augmentation, data)
+    views = Views(settings.network.cached_views, flip, str(settings.augmentation), augment)
+    wanted = {"train": views, watched_split(data): Views()}
+    maps = cached_maps(model, data, wanted, settings.place.cache_dir)
+    batches = _batches(settings, maps, end, done, draw_view)
+    return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done)
+
+
+def _batches(settings, data, end, done, augment):
+    how = settings.optimisation
+    return training_batches(
+        data,
+        how.batch_size,
+        end,
+        how.seed,
+        augment,
+        initial_step=done,
+        alternating_flip=settings.augmentation.alternating_flip,
+    )

@@ -1,0 +1,69 @@
+"""The whole command with a frozen stem: maps, then images; killed between, it goes on."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+
+from dynkhydra_tf import stages, train
+from dynkhydra_tf.settings import Settings
+
+SMALL = (
+    "--dataset=digits",
+    "--image_size=8",
+    "--system=plain",
+    "--batch_size=400",
+    "--cutout=0",
+    "--shift=0",
+)
+
+
+@pytest.fixture
+def network(tmp_path):
+    x = inputs = keras.Input((None, None, 3))
+    for name, filters in (("block1", 4), ("block2", 8)):
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"{name}_conv")(x)
+        x = keras.layers.ReLU(name=f"{name}_relu")(keras.layers.BatchNormalization(name=f"{name}_bn")(x))
+    keras.Model(inputs, x).save(tmp_path / "network.keras")
+    return tmp_path / "network.keras"
+
+
+@pytest.mark.slow
+def test_maps_then_images_and_on_from_between(run_command, network, tmp_path, capsys, monkeypatch):
+    def command(run, *arguments):
+        places = (f"--run_dir={tmp_path}/{run}", f"--cache_dir={tmp_path}/cache", f"--backbone={network}")
+        return run_command(train.main, Settings, *SMALL, *places, *arguments)
+
+    def rows(run):
+        with open(tmp_path / run / "metrics.csv", newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    arguments = ("--epochs=3", "--freeze=until_epoch:2", "--learning_rate=0.01")
+    assert command("whole", *arguments) is None
+    printed = capsys.readouterr().out
+    assert "Maps of the frozen part, train: 1198 images, 2 views, 4x4x4 float16, 0.3 MB" in printed
+    assert [row["step"] for row in rows("whole")] == [2, 4, 6]  # of 1198 images, 2 batches of 400
+    assert [row["learning_rate"] for row in rows("whole")] == pytest.approx([0.01, 0.01, 0.001])
+    model = keras.models.load_model(tmp_path / "whole" / "model.keras")
+    trained = {variable.path.split("/")[-2] for variable in model.trainable_variables}
+    assert "block1_conv" in trained and "block1_bn" not in trained
+
+    # Killed before the stem is let go, the same command ends the same.
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "unfreeze", stop)
+        assert command("killed", *arguments) == 130
+    assert len(rows("killed")) == 2
+    capsys.readouterr()
+    assert command("killed", *arguments) is None
+    assert "Maps of" not in capsys.readouterr().out  # there they are
+    again = keras.models.load_model(tmp_path / "killed" / "model.keras")
+    for one, other in zip(again.variables, model.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_batch_size():
+    assert [stages.evaluation_batch_size(size) for size in (8, 32, 64, 224)] == [256, 256, 64, 16]
