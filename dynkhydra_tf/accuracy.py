@@ -11,11 +11,30 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.costs import inference_flops
-from dynkhydra_tf.gating import select_branches
+from dynkhydra_tf.gating import exits, select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.predictions import Predictions
 from dynkhydra_tf.tables import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Exits:
+    """What the shared trunk of a model says of each image, and the rest of the model without it.
+
+    Attributes:
+        trunk: the trunk's answers; their confidence is what `Hydra.exit_confidence` is compared with.
+        predicted, top5, active: (T, n), as of `Evaluation`, had no image exited.
+    """
+
+    trunk: Predictions
+    predicted: np.ndarray
+    top5: np.ndarray
+    active: np.ndarray
+
+    def at(self, confidence: float) -> np.ndarray:
+        """Returns (n,) bool, the images that the trunk answers alone."""
+        return exits(self.trunk.confidence[:, np.newaxis], confidence).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Evaluation:
         cluster_of_class: (M,) int.
         confidence: (T, n) float, the probability of the first class, in 0..1.
         loss: (T, n) float, the cross-entropy, in nats.
+        exit_confidence: the model's.
+        exits: of a model with a shared trunk; None of others.
     """
 
     taus: np.ndarray
@@ -45,6 +66,8 @@ class Evaluation:
     cluster_of_class: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
+    exit_confidence: float = 1.0
+    exits: Exits | None = None
 
     @property
     def own_branch(self) -> np.ndarray:
@@ -67,15 +90,25 @@ class Evaluation:
         Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
         images_by_active_branches (index 0: one branch), branch_use (share of the images that used
         each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
-        the split has none), confusion (see `confusion_at`).
+        the split has none), confusion (see `confusion_at`). With a shared trunk also exit_confidence, exits
+        (share of the images), images_that_exit, and trunk_top1, of the trunk alone.
         """
         t = self._place(tau)
         clusters = range(self.used.shape[1])
         of_cluster = [self.top1[t][self.own_branch == cluster] for cluster in clusters]
+        of_trunk = {}
+        if self.exits:
+            of_trunk = {
+                "exit_confidence": self.exit_confidence,
+                "exits": self.exit_share,
+                "images_that_exit": int((self.active[t] == 0).sum()),
+                "trunk_top1": float(self.exits.trunk.top1.mean()),
+            }
         return {
             "tau": float(tau),
             "top1": float(self.top1[t].mean()),
             "top5": float(self.top5[t].mean()),
+            **of_trunk,
             "gater_accuracy": float((self.gate_choice == self.own_branch).mean()),
             "active_branches": float(self.active[t].mean()),
             "images_by_active_branches": np.bincount(self.active[t])[1:].tolist(),
@@ -131,17 +164,62 @@ class Evaluation:
                 "active_branches": float(self.active[t].mean()),
                 "top1": float(self.top1[t].mean()),
                 "top5": float(self.top5[t].mean()),
-                "flops": inference_flops(flops, float(self.active[t].mean())),
+                "flops": inference_flops(flops, float(self.active[t].mean()), self.exit_share),
             }
             for t, tau in enumerate(self.taus)
         ]
+
+    @property
+    def exit_share(self) -> float:
+        """The share of the images that the trunk answers alone."""
+        return float(self.exits.at(self.exit_confidence).mean()) if self.exits else 0.0
+
+    def exit_table(
+        self, flops: Mapping[str, int], tau: float, confidences: Sequence[float]
+    ) -> list[dict[str, float]]:
+        """Returns a dict (exit_confidence, exits, active_branches, top1, top5, flops) for each confidence.
+
+        Args:
+            flops: FLOPs by part, from `hydra_costs`.
+            tau: one of `taus`.
+            confidences: floats in (0, 1]; they and the model's own have a row each, in rising order.
+
+        Returns:
+            The rows; [] where there is no shared trunk.
+        """
+        if self.exits is None:
+            return []
+        t, rows = self._place(tau), []
+        for confidence in sorted({self.exit_confidence, *map(float, confidences)}):
+            alone = self.exits.at(confidence)
+            top1, top5, active = (
+                float(np.where(alone, of_trunk, of_all).mean())
+                for of_trunk, of_all in (
+                    (self.exits.trunk.top1, self.exits.predicted[t] == self.labels),
+                    (self.exits.trunk.top5, self.exits.top5[t]),
+                    (0, self.exits.active[t]),
+                )
+            )
+            share = float(alone.mean())
+            rows.append(
+                {
+                    "exit_confidence": confidence,
+                    "exits": share,
+                    "active_branches": active,
+                    "top1": top1,
+                    "top5": top5,
+                    "flops": inference_flops(flops, active, share),
+                }
+            )
+        return rows
 
 
 def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ()) -> Evaluation:
     """Evaluates a `Hydra` at its own tau and others, in one pass over the images.
 
     A lower tau selects all that a higher one does, so each image runs what the lowest needs, and each
-    tau combines its part.
+    tau combines its part. No image exits in the pass: what the trunk says is known of all, and so the results
+    at any exit confidence are.
 
     Args:
         model: `Hydra`.
@@ -157,21 +235,24 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
     def step(images, labels):
         forward = model.forward(images, taus[0])
         own_branch = tf.one_hot(tf.gather(model.cluster_of_class, labels), model.num_branches)  # (B, N)
+        of_trunk = _ranked(forward.class_logits, labels) if model.trunk else ()
         ranks, selections = [], []
         for tau in taus:
             selected = select_branches(forward.gate, model.top_k, tau)
-            ranks.append(_ranked(model.logits_of(forward.routes, forward.gate, selected), labels))
+            logits = model.logits_of(forward.routes, forward.gate, selected, forward.trunk)
+            ranks.append(_ranked(logits, labels))
             selections.append(selected)
-        predicted, top5, confidence, loss = zip(*ranks, strict=True)
         selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)
+        active = tf.cast(tf.reduce_sum(selections, axis=2), tf.int32)
+        if model.trunk:
+            goes_on = ~exits(of_trunk[2][:, tf.newaxis], model.exit_confidence)
+            own_branch *= tf.cast(goes_on, tf.float32)[:, tf.newaxis]
         return (
-            tf.stack(predicted),
-            tf.stack(top5),
-            tf.cast(tf.reduce_sum(selections, axis=2), tf.int32),
             tf.argmax(forward.gate, axis=1),
             tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
-            tf.stack(confidence),
-            tf.stack(loss),
+            active,
+            *map(tf.stack, zip(*ranks, strict=True)),
+            *of_trunk,
         )
 
     results = []
@@ -179,19 +260,32 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         results.append(
             (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
         )
-    labels, predicted, top5, active, gate_choice, used_in, confidence, loss = zip(*results, strict=True)
-    return Evaluation(
-        taus=np.array(taus),
-        predicted=np.concatenate(predicted, axis=1),
-        top5=np.concatenate(top5, axis=1),
-        active=np.concatenate(active, axis=1),
-        labels=np.concatenate(labels),
-        gate_choice=np.concatenate(gate_choice),
-        used_in=np.sum(used_in, axis=0),
-        cluster_of_class=np.array(model.cluster_of_class),
-        confidence=np.concatenate(confidence, axis=1),
-        loss=np.concatenate(loss, axis=1),
+    labels, gate_choice, used_in, *others = zip(*results, strict=True)
+    active, *ranks = (np.concatenate(values, axis=-1) for values in others)
+    evaluation = Evaluation(
+        np.array(taus),
+        *ranks[:2],
+        active,
+        np.concatenate(labels),
+        np.concatenate(gate_choice),
+        np.sum(used_in, axis=0),
+        np.array(model.cluster_of_class),
+        *ranks[2:4],
     )
+    return _with_exits(evaluation, ranks[4:], model.exit_confidence) if model.trunk else evaluation
+
+
+def _with_exits(evaluation, of_trunk, confidence):
+    """The evaluation of a model with a shared trunk from what it said without exits, and its trunk."""
+    trunk = Predictions(evaluation.labels, *of_trunk)
+    found = Exits(trunk, evaluation.predicted, evaluation.top5, evaluation.active)
+    alone = found.at(confidence)
+    answers = {
+        name: np.where(alone, getattr(trunk, name), getattr(evaluation, name))
+        for name in ("predicted", "top5", "confidence", "loss")
+    }
+    active = np.where(alone, 0, evaluation.active)
+    return dataclasses.replace(evaluation, **answers, active=active, exit_confidence=confidence, exits=found)
 
 
 def evaluate_plain(model: Plain, batches: tf.data.Dataset) -> dict[str, float]:
@@ -232,6 +326,22 @@ def _ranked(logits, labels):
     among = tf.reduce_any(first == labels[:, tf.newaxis], axis=1)
     confidence = tf.exp(values[:, 0] - tf.reduce_logsumexp(logits, axis=1))
     return first[:, 0], among, confidence, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def exit_text(rows: Sequence[Mapping[str, float]]) -> str:
+    """Returns the rows of `Evaluation.exit_table` as text in aligned columns."""
+    cells = [
+        [
+            f"{row['exit_confidence']:g}",
+            f"{row['exits']:.1%}",
+            f"{row['active_branches']:.2f}",
+            f"{row['top1']:.2%}",
+            f"{row['top5']:.2%}",
+            f"{row['flops'] / 1e6:.1f}",
+        ]
+        for row in rows
+    ]
+    return table([["exit confidence", "exits", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
 
 
 def tau_text(tau_rows: Sequence[Mapping[str, float]]) -> str:

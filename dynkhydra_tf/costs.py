@@ -3,7 +3,8 @@
     python -m dynkhydra_tf.costs --flagfile=configs/cifar100.cfg
 
 FLOPs are 2 x the multiply-adds of convolutions and dense layers for one image, as in the paper's
-tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner.
+tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner;
+where a shared trunk answers alone, without the last two.
 """
 
 import dataclasses
@@ -26,8 +27,14 @@ if TYPE_CHECKING:  # they load Keras, which --help can do without
 NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "imagenet32": 1000}
 
 
-def branched_costs(backbone: "Backbone", num_classes: int, num_branches: int) -> dict[str, dict[str, int]]:
+def branched_costs(
+    backbone: "Backbone", num_classes: int, num_branches: int, trunk: bool = False
+) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
+
+    Args:
+        backbone: `Backbone`. num_classes: M. num_branches: nb.
+        trunk: whether the gater shares its trunk; its classifier has then M outputs.
 
     Returns:
         {"flops": {"stem", "gater", "branch", "combiner"}, "parameters": {"stem", "gater", "branches",
@@ -36,10 +43,11 @@ def branched_costs(backbone: "Backbone", num_classes: int, num_branches: int) ->
     """
     from dynkhydra_tf.flop_count import count_flops
     from dynkhydra_tf.heads import BranchHeads
-    from dynkhydra_tf.model_parts import make_combiner, make_gater
+    from dynkhydra_tf.model_parts import make_combiner, make_gater, make_trunk_gater
 
     stem, features_shape = _built(backbone.stem(), backbone.input_shape)
-    gater, _ = _built(make_gater(backbone, num_branches), features_shape)
+    gater = make_trunk_gater(backbone, num_classes) if trunk else make_gater(backbone, num_branches)
+    gater, _ = _built(gater, features_shape)
     branch, projection_shape = _built(backbone.branch(), features_shape)
     combiner, _ = _built(make_combiner(projection_shape[-1], num_classes), projection_shape)
     heads = BranchHeads(num_branches, num_classes)
@@ -69,15 +77,22 @@ def _built(layer, input_shape):
 
 def hydra_costs(model: "keras.Model") -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
-    costs = branched_costs(model.backbone, model.num_classes, model.num_branches)
+    costs = branched_costs(model.backbone, model.num_classes, model.num_branches, model.trunk)
     if not model.heads:
         costs["parameters"]["heads"] = 0
     return costs
 
 
-def inference_flops(flops: Mapping[str, int], active_branches: float) -> float:
-    """Returns the FLOPs of an image that runs `active_branches` branches (a mean, lambda, is fine)."""
-    return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + flops["combiner"]
+def inference_flops(flops: Mapping[str, int], active_branches: float, exits: float = 0.0) -> float:
+    """Returns the FLOPs of an image that runs `active_branches` branches (a mean, lambda, is fine).
+
+    Args:
+        flops: by part, of `hydra_costs`.
+        active_branches: 0 for an image that the trunk answers alone; the mean counts these.
+        exits: the share of such images, which do not run the combiner either.
+    """
+    combiner = (1 - exits) * flops["combiner"]
+    return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + combiner
 
 
 def inference_parameters(parameters: Mapping[str, int]) -> int:
@@ -127,7 +142,7 @@ def main(options: Options) -> None:
         backbone = make_backbone(network, image_size, depth)
         plain[depth] = plain_costs(backbone, num_classes)
         if network.system == "hydra":
-            branched[depth] = branched_costs(backbone, num_classes, network.num_branches)
+            branched[depth] = branched_costs(backbone, num_classes, network.num_branches, network.trunk)
 
     print(f"{network.backbone} on {data.dataset}: {num_classes} classes, {image_size}x{image_size} px")
     if branched:

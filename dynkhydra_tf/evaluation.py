@@ -9,10 +9,11 @@ Writes into RUN_DIR/evaluation, or --output_dir:
     pairs.csv         a row for each two classes of which one was taken for the other, the worst first
     most_wrong.png    the images that were most wrong; none where there was no mistake
     tau.csv tau.png   the tau table
+    exits.csv         of a shared trunk: the table of exit confidences, at the model's own tau
     branches.png      use and accuracy of each branch
     confusion.png     between clusters
 
-The last three are not written of a plain network, which has no gate.
+The last four are not written of a plain network, which has no gate.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from dynkhydra_tf.settings import DataSettings
 from dynkhydra_tf.tables import table
 
 WORST, MOST_WRONG = 10, 24  # rows of a table that is printed; images of the sheet
+EXIT_CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Options(Checked):
     split: str = setting("test", "The images to evaluate on.", choices=("train", "validation", "test"))
     tau: tuple[float, ...] = setting(
         (), "Thresholds in [0, 1) for the tau table, such as 0,0.02,0.08,0.2.", least=0, below=1
+    )
+    exit_confidence: tuple[float, ...] = setting(
+        EXIT_CONFIDENCES,
+        "Confidences in (0, 1] for the table of exits, of a network with a shared trunk.",
+        above=0,
+        most=1,
     )
     batch_size: int = setting(256, "Images in a step.", least=1)
     output_dir: str | None = setting(None, "Where to write; default RUN_DIR/evaluation.", path=True)
@@ -93,7 +101,10 @@ def main(options: Options) -> None:
     else:
         evaluation = evaluate(model, batches, options.tau)
         results, predictions = evaluation.at(model.tau), evaluation.predictions_at(model.tau)
-        results["tau_table"] = evaluation.tau_table(hydra_costs(model)["flops"])
+        flops = hydra_costs(model)["flops"]
+        results["tau_table"] = evaluation.tau_table(flops)
+        if exit_rows := evaluation.exit_table(flops, model.tau, options.exit_confidence):
+            results["exit_table"] = exit_rows
         clusters = clusters_of(data.class_names, model.cluster_of_class)
         cluster_of_class = model.cluster_of_class
         text, written = _hydra_text(results, clusters), _write_hydra(results, clusters, output)
@@ -121,15 +132,18 @@ def _plain_text(results):
 
 def _hydra_text(results, clusters):
     """What is printed of `Evaluation.at` with its tau table."""
-    from dynkhydra_tf.accuracy import tau_text
+    from dynkhydra_tf.accuracy import exit_text, tau_text
 
     head = (
         f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, gater {results['gater_accuracy']:.2%}, "
         f"lambda {results['active_branches']:.2f}"
     )
-    counts = results["images_by_active_branches"]
+    counts, least = results["images_by_active_branches"], 1
+    if exit_rows := results.get("exit_table"):
+        head += f", the trunk alone {results['trunk_top1']:.2%}"
+        counts, least = [results["images_that_exit"], *counts], 0
     shares = [f"{count / sum(counts):.1%}" for count in counts]
-    used = [["branches used", *map(str, range(1, len(shares) + 1))], ["share of images", *shares]]
+    used = [["branches used", *map(str, range(least, least + len(shares)))], ["share of images", *shares]]
     rows = [["branch", "used by", "top-1", "of its classes"]]
     for branch, (use, accuracy, names) in enumerate(
         zip(results["branch_use"], results["cluster_accuracy"], clusters, strict=True)
@@ -137,7 +151,7 @@ def _hydra_text(results, clusters):
         accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
         rows.append([str(branch), f"{use:.1%}", accuracy, textwrap.shorten(", ".join(names), 70)])
     tables = [head, table(used), table(rows, text_columns=(0, 3)), tau_text(results["tau_table"])]
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, exit_text(exit_rows)] if exit_rows else tables)
 
 
 def _write_hydra(results, clusters, output):
@@ -148,6 +162,9 @@ def _write_hydra(results, clusters, output):
     figures.save_branch_use(results, clusters, output / EvaluationFile.BRANCHES)
     figures.save_confusion(results, clusters, output / EvaluationFile.CONFUSION)
     files = EvaluationFile
+    if exit_rows := results.get("exit_table"):
+        write_csv(output / files.EXIT_ROWS, exit_rows)
+        return [files.TAU_ROWS, files.TAU_CURVE, files.EXIT_ROWS, files.BRANCHES, files.CONFUSION]
     return [files.TAU_ROWS, files.TAU_CURVE, files.BRANCHES, files.CONFUSION]
 
 

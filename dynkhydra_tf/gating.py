@@ -1,8 +1,11 @@
 """Gating: from gate probabilities to the branches that each image runs.
 
-Axis letters: B batch, N branches (nb).
+Axis letters: B batch, N branches (nb), M classes.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 COMBINATIONS = ("sum", "gate_weighted")
@@ -33,13 +36,49 @@ def select_branches(gate_probabilities: tf.Tensor, top_k: int, tau: float | tf.T
     return best | (among_top & confident)
 
 
+def gate_logits_of(class_logits: tf.Tensor, cluster_of_class: Sequence[int]) -> tf.Tensor:
+    """Returns logits whose softmax is the softmax of the class logits, summed by cluster.
+
+    Args:
+        class_logits: (B, M) floats.
+        cluster_of_class: M ints; each cluster 0..N-1 holds at least one class.
+
+    Returns:
+        (B, N), the dtype of `class_logits`: of each cluster the logarithm of the sum of the exponentials,
+        taken relative to the cluster's own largest, so that no sum is 0.
+    """
+    clusters = np.asarray(cluster_of_class)
+    members = [np.flatnonzero(clusters == cluster) for cluster in range(clusters.max() + 1)]
+    size = max(map(len, members))
+    # Clusters can differ in size: the rows of small ones end with their first class, which does not count.
+    classes = np.stack([np.pad(own, (0, size - len(own)), constant_values=own[0]) for own in members])
+    counts = np.arange(size) < np.array([[len(own)] for own in members])  # (N, size)
+    by_cluster = tf.gather(class_logits, classes, axis=1)
+    return tf.reduce_logsumexp(tf.where(counts, by_cluster, -np.inf), axis=2)
+
+
+def exits(class_probabilities: tf.Tensor, confidence: float | tf.Tensor) -> tf.Tensor:
+    """Returns which images are answered by the trunk, without branches: those of which it is confident.
+
+    Args:
+        class_probabilities: (B, M) floats, the softmax of the trunk's class logits.
+        confidence: float in (0, 1], scalar or (B,): the least probability of the best class; at 1 no image.
+
+    Returns:
+        (B,) bool.
+    """
+    confidence = tf.cast(confidence, class_probabilities.dtype)
+    # In float32 a probability can be 1; never is never.
+    return (tf.reduce_max(class_probabilities, axis=1) >= confidence) & (confidence < 1)
+
+
 def combination_weights(gate_probabilities: tf.Tensor, selected: tf.Tensor, combine: str) -> tf.Tensor:
     """Returns the weight of each branch's projection in an image's sum; 0 where it is not selected.
 
     `sum` is the paper's (Eq. 6): every selected projection counts once. `gate_weighted` goes beyond
     it: each counts by its gate probability, renormalised over the selection, so that dropping a
     branch of small probability changes little. No gradient passes: the ensemble loss must not reach
-    the gater.
+    the gater. Of an image without a selected branch all weights are 0.
 
     Args:
         gate_probabilities: (B, N) floats.
@@ -52,5 +91,5 @@ def combination_weights(gate_probabilities: tf.Tensor, selected: tf.Tensor, comb
     weights = tf.cast(selected, gate_probabilities.dtype)
     if combine == "gate_weighted":
         weights *= gate_probabilities
-        weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
+        weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
     return tf.stop_gradient(weights)

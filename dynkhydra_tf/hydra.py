@@ -12,11 +12,17 @@ import tensorflow as tf
 from dynkhydra_tf import losses
 from dynkhydra_tf.backbones.base import Backbone
 from dynkhydra_tf.backbones.first_weights import GiveWeights
-from dynkhydra_tf.gating import COMBINATIONS, combination_weights, select_branches
+from dynkhydra_tf.gating import COMBINATIONS, combination_weights, exits, gate_logits_of, select_branches
 from dynkhydra_tf.heads import BranchHeads
 from dynkhydra_tf.image_classifier import ImageClassifier, accuracies
 from dynkhydra_tf.losses import Targets
-from dynkhydra_tf.model_parts import checked_number, checked_whole_number, make_combiner, make_gater
+from dynkhydra_tf.model_parts import (
+    checked_number,
+    checked_whole_number,
+    make_combiner,
+    make_gater,
+    make_trunk_gater,
+)
 from dynkhydra_tf.routing import ROUTINGS, Branches, Routes, combine
 from dynkhydra_tf.targets import at_least_one
 
@@ -33,6 +39,8 @@ class Forward(NamedTuple):
         logits: (B, M) float32.
         own_logits: (B, M) float32, what the head of each image's own branch says; None but in the training
             and evaluation of a model with heads.
+        class_logits: (B, M) float32, what the trunk says by itself, and trunk: (B, h, w, c), its map; None
+            but of a model with a shared trunk.
     """
 
     gate_logits: tf.Tensor
@@ -42,6 +50,8 @@ class Forward(NamedTuple):
     routes: Routes
     logits: tf.Tensor
     own_logits: tf.Tensor | None = None
+    class_logits: tf.Tensor | None = None
+    trunk: tf.Tensor | None = None
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
@@ -70,6 +80,12 @@ class Hydra(ImageClassifier):
             time, also where this model is a layer of another one.
         train_tau: float in [0, 1), the threshold while training; None means tau.
         combine: "sum" (the paper) or "gate_weighted", see `combination_weights`.
+        trunk: bool, whether the gater shares its trunk, beyond the paper: its map joins the sum of the
+            projections, and the gate is the probabilities of a classifier on it, summed by cluster. It learns
+            by `losses.gater` alone: the ensemble loss does not reach it through the sum.
+        exit_confidence: float in (0, 1], with trunk: at inference, where the trunk's best class has at least
+            this probability, no branch is selected and the logits are the trunk's. 1: nowhere. It may be set
+            at any time. In training no image exits: a branch sees few enough.
         routing: "routed" or "dense", see `Branches`.
         mean, std: three floats each, the channels' mean and standard deviation, 0..255; not used where the
             backbone brings a normaliser of its own.
@@ -95,6 +111,8 @@ class Hydra(ImageClassifier):
         tau: float = 0.08,
         train_tau: float | None = None,
         combine: str = "sum",
+        trunk: bool = False,
+        exit_confidence: float = 1.0,
         routing: str = "routed",
         mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
         std: tuple[float, float, float] = (127.5, 127.5, 127.5),
@@ -119,8 +137,12 @@ class Hydra(ImageClassifier):
         # weight; in float64 it is exactly the number that was given.
         self._tau = tf.Variable(tau, dtype=tf.float64, trainable=False, name="tau")
         self.train_tau = tau if train_tau is None else _checked_tau(train_tau, "train_tau")
+        self.trunk = bool(trunk)
+        confidence = self._checked_confidence(exit_confidence)
+        self._exit_confidence = tf.Variable(confidence, dtype=tf.float64, trainable=False, name="confidence")
         self._make_parts()
         numbers = {"top1": "up", "top5": "up", "gater_accuracy": "up", "active_branches": None}
+        numbers |= {"trunk_top1": "up"} if self.trunk else {}
         self.finish({"own": num_branches}, numbers)
 
     def _make_parts(self):
@@ -129,13 +151,23 @@ class Hydra(ImageClassifier):
         self.stem = self.backbone.stem(dtype)
         self.stem.build((None, *self.backbone.input_shape))
         features_shape = self.stem.compute_output_shape((None, *self.backbone.input_shape))
-        self.gater = make_gater(self.backbone, self.num_branches, dtype)
+        if self.trunk:
+            self.gater = make_trunk_gater(self.backbone, self.num_classes, dtype)
+        else:
+            self.gater = make_gater(self.backbone, self.num_branches, dtype)
         self.gater.build(features_shape)
         self.branches = Branches(
             lambda: self.backbone.branch(dtype), self.num_branches, self.routing, name="branches"
         )
         self.branches.build(features_shape)
         projection_shape = self.branches.projection_shape
+        if self.trunk:
+            shape = tuple(self.gater.layers[0].compute_output_shape(features_shape)[1:])
+            if shape != projection_shape:
+                raise ValueError(
+                    "The map of a shared trunk joins the sum of the projections and must have their shape, "
+                    f"{projection_shape}: give gater and branches one width. Received: {shape}"
+                )
         self.combiner = make_combiner(projection_shape[-1], self.num_classes, dtype)
         self.combiner.build((None, *projection_shape))
         self.heads = None
@@ -153,6 +185,22 @@ class Hydra(ImageClassifier):
     def tau(self, tau: float) -> None:
         self._tau.assign(_checked_tau(tau, "tau"))
 
+    @property
+    def exit_confidence(self) -> float:
+        """The confidence at which the trunk answers alone; may be set at any time."""
+        with tf.init_scope():
+            return float(self._exit_confidence.numpy())
+
+    @exit_confidence.setter
+    def exit_confidence(self, confidence: float) -> None:
+        self._exit_confidence.assign(self._checked_confidence(confidence))
+
+    def _checked_confidence(self, value):
+        value = checked_number(value, "exit_confidence", lambda number: 0 < number <= 1, "in (0, 1]")
+        if value < 1 and not self.trunk:
+            raise ValueError(f"exit_confidence below 1 needs a trunk. Received: exit_confidence={value}")
+        return value
+
     # === Forward ===
 
     def forward(
@@ -161,6 +209,7 @@ class Hydra(ImageClassifier):
         tau: float | tf.Tensor,
         own: tf.Tensor | None = None,
         training: bool = False,
+        exit_confidence: float | tf.Tensor = 1.0,
     ) -> Forward:
         """Runs the model on a batch and returns all that came about on the way.
 
@@ -170,6 +219,7 @@ class Hydra(ImageClassifier):
             own: (B, N) bool, branches to run besides the selected ones; they do not count in the
                 logits. None for inference.
             training: bool, for batch normalisation.
+            exit_confidence: float in (0, 1] or (B,) float32; does nothing without a trunk.
 
         Raises:
             ValueError: images of another shape than the backbone's.
@@ -178,28 +228,62 @@ class Hydra(ImageClassifier):
             features = tf.cast(images, tf.float32)
         else:
             features = self.stem(self.normalized(images), training=training)
-        gate_logits = self.gater(features, training=training)
+        trunk = class_logits = None
+        if self.trunk:
+            to_map, *to_logits = self.gater.layers
+            trunk = class_logits = to_map(features, training=training)
+            for layer in to_logits:
+                class_logits = layer(class_logits)
+            gate_logits = gate_logits_of(class_logits, self.cluster_of_class)
+        else:
+            gate_logits = self.gater(features, training=training)
         gate = tf.nn.softmax(gate_logits)
         selected = select_branches(gate, self.top_k, tau)
+        if self.trunk:
+            alone = exits(tf.nn.softmax(class_logits), exit_confidence)[:, tf.newaxis]
+            selected &= ~alone
         needed = selected if own is None else selected | own
         routes = self.branches(features, needed, training=training)
-        logits = self.logits_of(routes, gate, selected, training=training)
-        return Forward(gate_logits, gate, selected, needed, routes, logits)
+        logits = self.logits_of(routes, gate, selected, trunk, training=training)
+        if self.trunk:
+            logits = tf.where(alone, class_logits, logits)
+        return Forward(gate_logits, gate, selected, needed, routes, logits, None, class_logits, trunk)
 
     def logits_of(
-        self, routes: Routes, gate: tf.Tensor, selected: tf.Tensor, training: bool = False
+        self,
+        routes: Routes,
+        gate: tf.Tensor,
+        selected: tf.Tensor,
+        trunk: tf.Tensor | None = None,
+        training: bool = False,
     ) -> tf.Tensor:
-        """Returns the logits (B, M) that the selected branches among the routes give."""
-        weights = combination_weights(gate, selected, self.combine)
-        return self.combiner(combine(routes.projections, routes, weights), training=training)
+        """Returns the logits (B, M) that the selected branches among the routes and a trunk's map give."""
+        combined = combine(routes.projections, routes, combination_weights(gate, selected, self.combine))
+        if trunk is not None:
+            combined += tf.stop_gradient(trunk)  # as the gate's weights: L_E must not reach the gater
+        return self.combiner(combined, training=training)
 
     def call(
-        self, images: tf.Tensor, training: bool = False, tau: float | tf.Tensor | None = None
+        self,
+        images: tf.Tensor,
+        training: bool = False,
+        tau: float | tf.Tensor | None = None,
+        exit_confidence: float | tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Returns logits, gate and selection of a batch; tau as in `forward`, None for the model's."""
-        taus = tf.convert_to_tensor(self._tau if tau is None else tau)
-        taus = at_least_one(taus) if taus.shape.rank else taus
-        forward = self.forward(at_least_one(images), taus, training=training)
+        """Returns logits, gate and selection of a batch.
+
+        Args:
+            images: (B, H, W, 3). training: bool.
+            tau, exit_confidence: as in `forward`, None for the model's.
+        """
+        taus, confidences = (
+            at_least_one(value) if value.shape.rank else value
+            for value in (
+                tf.convert_to_tensor(self._tau if tau is None else tau),
+                tf.convert_to_tensor(self._exit_confidence if exit_confidence is None else exit_confidence),
+            )
+        )
+        forward = self.forward(at_least_one(images), taus, training=training, exit_confidence=confidences)
         outputs = {"logits": forward.logits, "gate": forward.gate, "selected": forward.selected}
         return {name: output[: tf.shape(images)[0]] for name, output in outputs.items()}
 
@@ -214,6 +298,7 @@ class Hydra(ImageClassifier):
             self.train_tau if training else self._tau,
             own=tf.cast(own, tf.bool) if self.heads else None,
             training=training,
+            exit_confidence=1.0 if training else self._exit_confidence,
         )
         if self.heads:
             # Pooled first: an own branch that was not selected needs no map in the sum.
@@ -224,11 +309,14 @@ class Hydra(ImageClassifier):
 
     def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:
         """Returns what is reported besides the losses: (B,) floats by name."""
-        return {
+        found = {
             **accuracies(forward.logits, targets["labels"]),
             "gater_accuracy": keras.metrics.sparse_categorical_accuracy(targets["own_branch"], forward.gate),
             "active_branches": tf.reduce_sum(tf.cast(forward.selected, tf.float32), axis=1),
         }
+        if self.trunk:
+            found["trunk_top1"] = accuracies(forward.class_logits, targets["labels"])["top1"]
+        return found
 
     def update(self, gradients: list[tf.Tensor], forward: Forward) -> None:
         """Applies the gradients, and leaves branches that no image needed as they were.
@@ -263,7 +351,7 @@ class Hydra(ImageClassifier):
             give: called for the stem, the gater trunk and each branch; see `backbones/first_weights.py`.
         """
         give("stem", self.stem)
-        give("gater_trunk", self.gater.layers[0])
+        give("trunk" if self.trunk else "gater_trunk", self.gater.layers[0])
         self.branches.set_first_weights(lambda branch: give("branch", branch))
 
     def first_parts(self) -> tuple[keras.Layer, ...]:
@@ -284,7 +372,7 @@ class Hydra(ImageClassifier):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        settings = ("top_k", "tau", "train_tau", "combine", "routing")
+        settings = ("top_k", "tau", "train_tau", "combine", "trunk", "exit_confidence", "routing")
         return {
             **super().get_config(),
             "cluster_of_class": list(self.cluster_of_class),

@@ -95,7 +95,12 @@ class ImageClassifier(keras.Model, abc.ABC):
 
     @classmethod
     def _fixed(cls) -> set[str]:
-        settings = inspect.signature(cls.__init__).parameters.keys() - {"self", "name", "tau"}
+        settings = inspect.signature(cls.__init__).parameters.keys() - {
+            "self",
+            "name",
+            "tau",
+            "exit_confidence",
+        }
         return settings | {"num_classes", "num_branches", "loss_terms"}
 
     # === The pass over a batch ===

@@ -81,7 +81,13 @@ def gater(forward: Any, targets: Targets) -> tf.Tensor:
     """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class.
 
     Its labels are not smoothed: tau and `gate_weighted` take the gate's probabilities for what they say.
+
+    A shared trunk (`Hydra(trunk=True)`) gives probabilities q of the classes, and the gate's are their sums
+    p by cluster. Its loss is the cross-entropy of the classes, -ln q_y = -ln p_c(y) - ln(q_y / p_c(y)): L_G
+    and, beside it, the choice within the cluster, which the trunk's own answer needs.
     """
+    if forward.class_logits is not None:
+        return cross_entropy(targets["labels"], forward.class_logits)
     return cross_entropy(targets["own_branch"], forward.gate_logits)
 
 

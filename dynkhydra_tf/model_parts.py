@@ -90,6 +90,14 @@ def make_gater(backbone: Backbone, num_branches: int, dtype: str | None = None) 
     return keras.Sequential([backbone.gater_trunk(dtype), *classifier(num_branches)], name="gater")
 
 
+def make_trunk_gater(backbone: Backbone, num_classes: int, dtype: str | None = None) -> keras.Sequential:
+    """Returns the gater that shares its trunk: the stem's output -> class logits (B, M) float32.
+
+    Its first layer gives the map that joins the sum of the branches' projections.
+    """
+    return keras.Sequential([backbone.trunk(dtype), *classifier(num_classes)], name="gater")
+
+
 def make_combiner(channels: int, num_classes: int, dtype: str | None = None) -> keras.Sequential:
     """Returns the combiner: combined projections (B, h, w, channels) -> logits (B, M) float32.
 

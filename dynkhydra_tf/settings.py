@@ -282,6 +282,20 @@ class NetworkSettings(Checked):
         role=Role.NETWORK,
         choices=("sum", "gate_weighted"),
     )
+    trunk: bool = setting(
+        False,
+        "Beyond the paper: the gater's map joins the sum of the branches', and the gate is its class "
+        "probabilities, summed by cluster; needs --gater_width=--branch_width.",
+        role=Role.NETWORK,
+    )
+    exit_confidence: float = setting(
+        1.0,
+        "With --trunk, at inference: where the trunk gives its best class this probability, it answers alone "
+        "and no branch is run; in (0, 1], 1 is never.",
+        role=Role.NETWORK,
+        above=0,
+        most=1,
+    )
     routing: str = setting(
         "routed",
         "routed runs a branch only on the images that need it, dense runs all branches on all images.",
@@ -319,6 +333,15 @@ class NetworkSettings(Checked):
         if self.weights == "none" and self.freeze != "none":
             raise UserError(
                 f"--freeze={self.freeze} would keep drawn weights as they are: leave --weights=none out"
+            )
+        if self.trunk and not self.is_of_keras and self.gater_width != self.branch_width:
+            raise UserError(
+                "--trunk adds the gater's map to the branches': give them one width. Received: "
+                f"gater_width={self.gater_width:g}, branch_width={self.branch_width:g}"
+            )
+        if self.exit_confidence < 1 and not self.trunk:
+            raise UserError(
+                f"--exit_confidence goes with --trunk. Received: exit_confidence={self.exit_confidence:g}"
             )
         if self.top_k > self.num_branches:
             raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")

@@ -126,6 +126,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
                 tau=network.tau,
                 train_tau=network.train_tau,
                 combine=network.combine,
+                trunk=network.trunk,
+                exit_confidence=network.exit_confidence,
                 routing=network.routing,
                 **{f"{name}_weight": getattr(network, f"{name}_weight") for name in losses.HYDRA},
                 **given,
@@ -161,7 +163,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)
         flops = {
             **costs["flops"],
-            "total": inference_flops(costs["flops"], results["active_branches"]),
+            "total": inference_flops(costs["flops"], results["active_branches"], results.get("exits", 0.0)),
             "all_branches": inference_flops(costs["flops"], model.num_branches),
             "plain": plain["flops"],
         }
@@ -176,7 +178,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
         flops, parameters = {"total": plain["flops"]}, {"total": plain["parameters"]}
     rows = run.metric_rows()
     figures.save_learning_curves(rows, network.top_k, run.path / RunFile.LEARNING_CURVES)
-    measured = ("top1", "top5", "gater_accuracy", "active_branches")
+    measured = ("top1", "top5", "gater_accuracy", "active_branches", "trunk_top1", "exit_confidence", "exits")
     summary = {
         **{key: results[key] for key in measured if key in results},
         "best_epoch": int(run.best_row()["epoch"]),
@@ -204,6 +206,8 @@ def tell(run: FinishedRun) -> None:
     gating, lines = "", [["per image", "branches", "MFLOPs", "x plain"]]
     if network.system == "hydra":
         gating = f"; gater {summary['gater_accuracy']:.2%}; tau {network.tau:g}"
+        if network.trunk:
+            gating += f"; trunk {summary['trunk_top1']:.2%}, {summary['exits']:.1%} exit"
         count = str(network.num_branches)
         lines.append(row("this model (mean lambda)", f"{summary['active_branches']:.2f}", flops["total"]))
         lines.append(row(f"all {count} branches", count, flops["all_branches"]))

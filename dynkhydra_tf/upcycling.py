@@ -188,8 +188,12 @@ def _networks(layer):
 def _start_classifiers(model, kernel, bias):
     """What follows the branches starts as what follows the plain network's last map."""
     conv, *_, dense = model.combiner.layers
-    conv.conv.kernel.assign(np.eye(len(kernel))[np.newaxis, np.newaxis])
+    # Of a trunk and branches that all give the same, the sum is twice that.
+    identity = np.eye(len(kernel)) / (2 if model.trunk else 1)
+    conv.conv.kernel.assign(identity[np.newaxis, np.newaxis])
     dense.set_weights([kernel, bias])
+    if model.trunk:
+        model.gater.layers[-1].set_weights([kernel, bias])
     if model.heads:
         for variable, values in ((model.heads.kernel, kernel), (model.heads.bias, bias)):
             variable.assign(np.stack([values] * model.num_branches))
@@ -200,6 +204,11 @@ def _start_classifiers(model, kernel, bias):
 
 def _start_from_hydra(source, model):
     old = source.model
+    if old.trunk != model.trunk:
+        raise UserError(
+            "init_from a Hydra wants the same --trunk. Received: "
+            f"{source.path} with{'' if old.trunk else 'out'} a shared trunk"
+        )
     if old.cluster_of_class != model.cluster_of_class:
         raise UserError(
             "init_from must be of the same clusters of classes: take its own with --partition=file "

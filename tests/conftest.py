@@ -46,6 +46,9 @@ class TinyBackbone(Backbone):
     def gater_trunk(self, dtype=None):
         return keras.Sequential([ConvBN(5, 3, strides=2, dtype=dtype, name="conv")], name="gater_trunk")
 
+    def trunk(self, dtype=None):
+        return keras.Sequential([ConvBN(self.channels, 3, strides=2, dtype=dtype, name="conv")], name="trunk")
+
     def plain(self, dtype=None):
         layers = [ConvBN(4, 3, strides=2, dtype=dtype), ConvBN(self.channels, 3, strides=2, dtype=dtype)]
         return keras.Sequential(layers, name="plain")

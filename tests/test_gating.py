@@ -2,9 +2,10 @@ import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 
-from dynkhydra_tf.gating import combination_weights, select_branches
+from dynkhydra_tf.gating import combination_weights, exits, gate_logits_of, select_branches
 
 
 def select(gate, top_k, tau):
@@ -78,10 +79,45 @@ def test_gate_weighted_renormalises_over_the_selection():
 
 @pytest.mark.parametrize("combine", ["sum", "gate_weighted"])
 def test_no_gradient_reaches_the_gate(combine):
-    import tensorflow as tf
-
     gate = tf.constant([[0.6, 0.4]])
     with tf.GradientTape() as tape:
         tape.watch(gate)
         weights = combination_weights(gate, tf.constant([[True, True]]), combine)
     assert tape.gradient(weights, gate) is None
+
+
+# === A shared trunk ===
+
+
+def test_the_gate_is_the_class_probabilities_summed_by_cluster():
+    # softmax of ln 1, ln 2, ln 3, ln 4 is .1 .2 .3 .4; clusters of one class, of two, of one.
+    logits = gate_logits_of(tf.math.log([[1.0, 2.0, 3.0, 4.0]]), (1, 0, 1, 2))
+    np.testing.assert_allclose(logits, np.log([[2, 1 + 3, 4]]), rtol=1e-6)
+    np.testing.assert_allclose(tf.nn.softmax(logits), [[0.2, 0.4, 0.4]], rtol=1e-6)
+
+
+def test_large_class_logits_overflow_nothing():
+    class_logits = tf.constant([[1000.0, 0.0, -1000.0, -1001.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(class_logits)
+        logits = gate_logits_of(class_logits, (0, 0, 1, 1))
+        loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits([1], logits))
+    np.testing.assert_allclose(logits, [[1000, -1000 + np.log(1 + np.exp(-1))]], rtol=1e-6)
+    # The gate's gradient, 1 and -1, goes to each class by its share of the cluster.
+    share = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(
+        tape.gradient(loss, class_logits), [[1, 0, -share, share - 1]], rtol=1e-5, atol=1e-7
+    )
+
+
+def test_an_image_exits_where_its_best_class_is_likely_enough():
+    probabilities = np.float32([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0]])
+    assert exits(probabilities, 0.75).numpy().tolist() == [False, True, True]
+    assert exits(probabilities, np.float32([0.5, 0.8, 1.0])).numpy().tolist() == [True, False, False]
+    assert not exits(probabilities, 1.0).numpy().any()  # never, and be it certain
+
+
+@pytest.mark.parametrize("combine", ["sum", "gate_weighted"])
+def test_an_empty_selection_has_no_weights(combine):
+    weights = combination_weights(np.float32([[0.6, 0.4]]), np.array([[False, False]]), combine)
+    np.testing.assert_array_equal(weights, [[0, 0]])

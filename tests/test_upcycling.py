@@ -1,5 +1,7 @@
 """New networks from trained ones: what they compute at first, and what is refused."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -153,8 +155,8 @@ def test_the_command_starts_from_a_run_and_goes_on_without_it(run_command, tmp_p
 
     assert command("plain", "--system=plain", "--epochs=1") is None
     trained = keras.models.load_model(tmp_path / "plain" / "model.keras")
-    flags = (f"--init_from={tmp_path}/plain", "--epochs=1")
-    assert command("plain", "--overwrite", *flags)
+    flags = (f"--init_from={tmp_path}/plain", "--epochs=1", "--trunk", "--exit_confidence=0.5")
+    assert command("plain", "--overwrite", flags[0])
     assert "init_from must be another run than --run_dir" in capsys.readouterr().err
 
     # Killed before its first step.
@@ -172,3 +174,9 @@ def test_the_command_starts_from_a_run_and_goes_on_without_it(run_command, tmp_p
     assert command("hydra", *flags) is None
     assert "going on after step 0," in capsys.readouterr().out
     assert f"--init_from={tmp_path}/plain" in (tmp_path / "hydra" / "flags.cfg").read_text()
+    summary = json.loads((tmp_path / "hydra" / "summary.json").read_text())
+    assert 0 <= summary["exits"] <= 1 and summary["exit_confidence"] == 0.5
+    assert summary["trunk_top1"] > 0
+    flops, active = summary["flops"], summary["active_branches"]
+    assert active == pytest.approx(1 - summary["exits"])  # K = 1
+    assert flops["total"] == pytest.approx(flops["plain"] + active * (flops["branch"] + flops["combiner"]))

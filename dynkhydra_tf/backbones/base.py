@@ -36,6 +36,14 @@ class Backbone(abc.ABC):
     def gater_trunk(self, dtype: DType = None) -> keras.Layer:
         """Returns the gater without its classifier: the stem's output -> (B, h', w', c')."""
 
+    def trunk(self, dtype: DType = None) -> keras.Layer:
+        """Returns the gater's trunk where its map joins the branches': the stem's output -> (B, h, w, c).
+
+        With the stem before it, it is the plain network. The default is `gater_trunk`, which has the
+        branches' shape at their width.
+        """
+        return self.gater_trunk(dtype)
+
     @abc.abstractmethod
     def plain(self, dtype: DType = None) -> keras.Layer:
         """Returns the plain network of the same depth, the baseline: normalised images -> its last map."""

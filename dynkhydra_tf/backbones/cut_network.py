@@ -127,6 +127,10 @@ class CutNetwork(Backbone):
         pool = keras.layers.GlobalAveragePooling2D(keepdims=True, dtype=dtype, name="pool")
         return keras.Sequential([pool, ConvBN(GATE_UNITS, 1, dtype=dtype, name="hidden")], name="gater_trunk")
 
+    def trunk(self, dtype: DType = None) -> keras.Model:
+        """Returns the plain network's tail."""
+        return self._build(self.tail_layers(), self.map_shape, "trunk", dtype)
+
     def plain(self, dtype: DType = None) -> keras.Sequential:
         """Returns the network: the stem and the whole tail."""
         tail = self._build(self.tail_layers(), self.map_shape, "tail", dtype, frozen=self.frozen_tail)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-# Takes the name of a factory of `Backbone`, "stem", "branch", "gater_trunk" or "plain", and the built layer
-# that it made, and assigns that layer's weights; what it leaves alone keeps what Keras drew.
+# Takes the name of a factory of `Backbone`, "stem", "branch", "gater_trunk", "trunk" or "plain", and the
+# built layer that it made, and assigns that layer's weights; what it leaves alone keeps what Keras drew.
 GiveWeights = Callable[[str, keras.Layer], None]
 
 

@@ -32,6 +32,7 @@ class EvaluationFile(enum.StrEnum):
     RESULTS = "evaluation.json"
     TAU_ROWS = "tau.csv"
     TAU_CURVE = "tau.png"
+    EXIT_ROWS = "exits.csv"
     BRANCHES = "branches.png"
     CONFUSION = "confusion.png"
     CLASS_ROWS = "classes.csv"

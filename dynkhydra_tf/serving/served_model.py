@@ -60,6 +60,8 @@ class ServedModel:
         from dynkhydra_tf.hydra import Hydra
 
         check_name(self.name)
+        if getattr(self.model, "trunk", False):
+            raise UserError("A Hydra with a shared trunk cannot be exported yet. Received: trunk=True")
         classes = self.model.num_classes
         if len(self.class_names) != classes:
             raise ValueError(f"There must be {classes} class names. Received: {len(self.class_names)}")
