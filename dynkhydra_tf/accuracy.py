@@ -262,17 +262,20 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         )
     labels, gate_choice, used_in, *others = zip(*results, strict=True)
     active, *ranks = (np.concatenate(values, axis=-1) for values in others)
+    predicted, top5, confidence, loss, *of_trunk = ranks
     evaluation = Evaluation(
-        np.array(taus),
-        *ranks[:2],
-        active,
-        np.concatenate(labels),
-        np.concatenate(gate_choice),
-        np.sum(used_in, axis=0),
-        np.array(model.cluster_of_class),
-        *ranks[2:4],
+        taus=np.array(taus),
+        predicted=predicted,
+        top5=top5,
+        active=active,
+        labels=np.concatenate(labels),
+        gate_choice=np.concatenate(gate_choice),
+        used_in=np.sum(used_in, axis=0),
+        cluster_of_class=np.array(model.cluster_of_class),
+        confidence=confidence,
+        loss=loss,
     )
-    return _with_exits(evaluation, ranks[4:], model.exit_confidence) if model.trunk else evaluation
+    return _with_exits(evaluation, of_trunk, model.exit_confidence) if model.trunk else evaluation
 
 
 def _with_exits(evaluation, of_trunk, confidence):
