@@ -127,11 +127,14 @@ def main(options: Options) -> None:
     """Prints the costs of what the flags describe, at each depth."""
     from dynkhydra_tf.backbones import make_backbone
     from dynkhydra_tf.data import find_entry
+    from dynkhydra_tf.sizing import branches_for, top_k_for
 
     data, network = options.training.data, options.training.network
     num_classes = options.num_classes or NUM_CLASSES.get(data.dataset)
     if num_classes is None:
         raise UserError(f"The classes of {data.dataset} are not known here; give --num_classes=M")
+    nb = network.num_branches or branches_for(num_classes)
+    network = dataclasses.replace(network, num_branches=nb, top_k=network.top_k or top_k_for(nb))
     own_size = find_entry(data.dataset).image_size
     image_size = data.image_size or own_size
     as_paper = (num_classes, image_size) == (NUM_CLASSES.get(data.dataset), own_size)

@@ -14,6 +14,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flop_count import count_flops
 from dynkhydra_tf.folding import fold
 from dynkhydra_tf.settings import Settings
+from dynkhydra_tf.sizing import fill_in
 from dynkhydra_tf.tables import table
 
 CALLS = 15  # of which the fastest counts: what else the machine does only adds time
@@ -27,6 +28,8 @@ def cut_list(settings: Settings) -> str:
     """
     if not settings.network.is_of_keras:
         raise UserError(f"--cut is for networks of Keras. Received: --backbone={settings.network.backbone}")
+    if settings.data.data_dir:
+        settings = fill_in(settings)
     size = settings.data.image_size or find_entry(settings.data.dataset).image_size
     network = open_network(settings.network.backbone, size, NO_WEIGHTS)
     usual = network.point(None)

@@ -85,7 +85,7 @@ def main(options: Options) -> None:
     if run:
         data = open_data(dataclasses.replace(run.settings.data, **given), run.settings.place.cache_dir)
     else:
-        data = open_data(DataSettings(**given))
+        data = open_data(DataSettings(**{"validation_fraction": 0.0, **given}))
     if trained_in := run_of(path) or run:
         trained_in.check_data(data)
     check_network(path, model, data)

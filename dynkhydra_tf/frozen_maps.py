@@ -100,6 +100,10 @@ class MapData:
         self.splits = splits
         self.sizes = {split: len(labels) for split, (_, labels) in splits.items()}
 
+    def labels(self, split: str) -> np.ndarray:
+        """(n,) int32."""
+        return self.splits[split][1]
+
     def fetch(self, split: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """A function (index () int) -> (maps (V, *map_shape) float16, label () int32)."""
         maps, labels = self.splits[split]

@@ -11,13 +11,16 @@ import os
 import re
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.fields import Checked, Role, leaves, list_text, setting, values
+from dynkhydra_tf.fields import Checked, Role, changed, leaves, list_text, setting, values
 
 SYSTEMS = ("hydra", "plain")
 SCHEDULES = ("piecewise", "cosine", "linear")
 OPTIMIZERS = ("adamw", "sgd")
 DATASETS = ("cifar100", "cub200", "digits", "folder", "food101", "imagenet32")
 BACKBONES = ("densenet", "resnet", "ressep")
+PAPER = {"num_branches": 20, "top_k": 4, "batch_size": 128}
+# What follows from the images of a folder where it is not given; see `sizing.py`.
+FROM_COUNTS = ("num_branches", "top_k", "batch_size", "image_size")
 STRATEGIES = ("cluster_balance", "cluster_optimal", "random", "semantic", "file")
 
 
@@ -39,8 +42,8 @@ class DataSettings(Checked):
     )
     image_size: int | None = setting(
         None,
-        "Side of the network's input in pixels; default: the data set's, 32, cub200 224. resnet and densenet "
-        "are made for 32, ressep for 224.",
+        "Side of the network's input in pixels; default: the data set's, 32, cub200 224, of a folder with a "
+        "network of Keras by the number of its images. resnet and densenet are made for 32, ressep for 224.",
         role=Role.DATA,
         least=8,
     )
@@ -78,17 +81,20 @@ class DataSettings(Checked):
         role=Role.PLACE,
         choices=("auto", "memory", "none"),
     )
-    validation_fraction: float = setting(
-        0.0,
-        "Share of the training images held out, by a fixed stratified draw, to watch the training. The "
-        "paper has none: with 0 the test split is watched.",
+    validation_fraction: float | None = setting(
+        None,
+        "Share of the training images held out, by a fixed stratified draw, to watch the training. Default: "
+        "0.1 for a folder that has no val beside its test, else 0. The paper has none: with 0 the test split "
+        "is watched.",
         role=Role.RECIPE,
         least=0,
         most=0.5,
     )
 
     def check(self) -> None:
-        """Checks the data set's name."""
+        """Checks the data set's name; the default of what depends on it."""
+        if self.validation_fraction is None and self.dataset != "folder":
+            object.__setattr__(self, "validation_fraction", 0.0)
         prefix, _, tfds_name = self.dataset.partition(":")
         if self.dataset not in DATASETS and not (prefix == "tfds" and tfds_name):
             raise UserError(
@@ -259,11 +265,18 @@ class NetworkSettings(Checked):
     gater_width: float = setting(
         1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
     )
-    num_branches: int = setting(
-        20, "nb, = class clusters. The paper: 20; CUB-200 8.", role=Role.NETWORK, least=1
+    num_branches: int | None = setting(
+        None,
+        "nb, = class clusters. The paper: 20, which is the default; CUB-200 8. For a folder by the number of "
+        "its classes.",
+        role=Role.NETWORK,
+        least=1,
     )
-    top_k: int = setting(
-        4, "K, most branches of an image. The paper: 4; ImageNet32 5.", role=Role.NETWORK, least=1
+    top_k: int | None = setting(
+        None,
+        "K, most branches of an image. The paper: 4, which is the default; ImageNet32 5. For a folder by nb.",
+        role=Role.NETWORK,
+        least=1,
     )
     tau: float = setting(
         0.08,
@@ -343,7 +356,7 @@ class NetworkSettings(Checked):
             raise UserError(
                 f"--exit_confidence goes with --trunk. Received: exit_confidence={self.exit_confidence:g}"
             )
-        if self.top_k > self.num_branches:
+        if self.top_k and self.num_branches and self.top_k > self.num_branches:
             raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")
 
     @property
@@ -385,8 +398,26 @@ class OptimisationSettings(Checked):
     epochs: int = setting(
         190, "Passes over the training images. The paper: 190 on CIFAR-100.", role=Role.RECIPE, least=1
     )
-    batch_size: int = setting(
-        128, "Images in a step. The paper: 32 on ImageNet32.", role=Role.RECIPE, least=1
+    batch_size: int | None = setting(
+        None,
+        "Images in a step; default 128, for a folder by the number of its images. The paper: 32 on "
+        "ImageNet32.",
+        role=Role.RECIPE,
+        least=1,
+    )
+    early_stopping: int = setting(
+        0,
+        "End when so many epochs were no better on the images held out than the best one before, and keep "
+        "the best one's weights, not the last one's; 0: train to the end and keep the last ones.",
+        role=Role.RECIPE,
+        least=0,
+    )
+    class_weights: str = setting(
+        "none",
+        "balanced: the loss of an image counts the more, the fewer its class has, so that each class counts "
+        "alike.",
+        role=Role.RECIPE,
+        choices=("none", "balanced"),
     )
     optimizer: str = setting(
         "adamw",
@@ -508,7 +539,11 @@ class Settings(Checked):
     place: PlaceSettings = PlaceSettings()
 
     def check(self) -> None:
-        """Checks that the stem is let go before the training ends."""
+        """Takes the paper's numbers where none is given; checks that the stem is let go before the end."""
+        if self.data.dataset != "folder":
+            for group, own in (("network", ("num_branches", "top_k")), ("optimisation", ("batch_size",))):
+                missing = {name: PAPER[name] for name in own if getattr(getattr(self, group), name) is None}
+                object.__setattr__(self, group, dataclasses.replace(getattr(self, group), **missing))
         frozen, epochs = self.network.frozen_epochs, self.optimisation.epochs
         if frozen is not None and frozen >= epochs:
             raise UserError(
@@ -533,6 +568,13 @@ def by_role(settings: Settings, *roles: Role) -> dict[str, object]:
     """The values of the settings that have one of these roles, by name."""
     wanted = {field.name for field in leaves(type(settings)) if field.metadata["setting"].role in roles}
     return {name: value for name, value in values(settings).items() if name in wanted}
+
+
+def filled_from(now: Settings, then: Settings) -> Settings:
+    """Returns `now` with what it was not given, and the images decide, as it was `then`."""
+    known, before = values(now), values(then)
+    names = (*FROM_COUNTS, "validation_fraction")
+    return changed(now, **{name: before[name] for name in names if known[name] is None})
 
 
 def differences(now: Settings, then: Settings) -> list[str]:

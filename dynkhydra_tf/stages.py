@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.data import ImageData, evaluation_batches, make_augmentation, training_batches
@@ -63,6 +64,15 @@ def evaluation_batch_size(image_size: int) -> int:
     return min(256, max(16, 256 * 32**2 // image_size**2))
 
 
+def balanced_weights(labels: np.ndarray) -> np.ndarray:
+    """Returns the weight (M,) float32 of each class's images, (n,) int labels, with which all count alike.
+
+    Their mean over the images is 1.
+    """
+    counts = np.bincount(labels)
+    return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
 def watched_split(data: ImageData) -> str:
     """The split that a training is watched on: the images held out or, without any, those for testing."""
     return "validation" if data.sizes["validation"] else "test"
@@ -86,7 +96,7 @@ def _on_maps(settings, model, data, end, done):
 
 def _batches(settings, data, end, done, augment):
     how = settings.optimisation
-    return training_batches(
+    batches = training_batches(
         data,
         how.batch_size,
         end,
@@ -95,3 +105,12 @@ def _batches(settings, data, end, done, augment):
         initial_step=done,
         alternating_flip=settings.augmentation.alternating_flip,
     )
+    if how.class_weights == "none":
+        return batches
+    weights = tf.constant(balanced_weights(data.labels("train")))
+
+    def weighted(images, targets):
+        labels = targets["labels"] if isinstance(targets, dict) else targets
+        return images, targets, tf.gather(weights, labels)
+
+    return batches.map(weighted)

@@ -61,18 +61,20 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.optimisation import make_optimizer
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
+    from dynkhydra_tf.sizing import fill_in, warn_of_small_clusters
     from dynkhydra_tf.stages import evaluation_batch_size, stages
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
+    if settings.data.dataset == "folder":
+        check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
+    settings = run.settings = fill_in(run.settings)
     network, how, optimisation = settings.network, settings.partition, settings.optimisation
     branched = network.system == "hydra"
     backbone = give = source = None
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
-    if settings.data.dataset == "folder":
-        check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
     if not run.continued:
         size = settings.data.image_size or find_entry(settings.data.dataset).image_size
         backbone, give = open_backbone(network, size)
@@ -82,6 +84,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
         run.check_data(data.record)
     if source:
         source.check_classes(data.class_names)
+    if branched:
+        warn_of_small_clusters(data.num_classes, network.num_branches)
     steps = steps_per_epoch(data, optimisation.batch_size)
     check_augmentation(settings.augmentation, data)
     optimizer = make_optimizer(optimisation, steps)
@@ -153,7 +157,10 @@ def train(settings: Settings, run: RunDirectory) -> None:
         if source:
             run.save_checkpoint(model)  # to go on needs the source no more
     for stage in itertools.chain([first], to_come):
-        fit(model, run, stage.batches, stage.watched, stage.end, steps, stage.done)
+        patience = optimisation.early_stopping
+        fit(model, run, stage.batches, stage.watched, stage.end, steps, stage.done, patience=patience)
+    if optimisation.early_stopping:
+        model = run.load_best()
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===

@@ -115,6 +115,31 @@ class StopOnSignal(keras.callbacks.Callback):
         sys.exit(128 + self.received)
 
 
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends the training when so many epochs were no better than the best one, by the rows of `RunLog`.
+
+    Args:
+        run: `RunDirectory`.
+        patience: int, epochs; 0 for never.
+    """
+
+    def __init__(self, run: RunDirectory, patience: int) -> None:
+        super().__init__()
+        self.run, self.patience = run, patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has come to that, now or before it was interrupted."""
+        return bool(self.patience) and self.run.epochs_since_best() >= self.patience
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Ends it."""
+        if self.is_over:
+            self.model.stop_training = True
+            best = int(self.run.best_row()["epoch"])
+            print(f"{self.patience} epochs were no better than epoch {best}: the training ends", flush=True)
+
+
 class ValidateAverages(keras.callbacks.Callback):
     """Validates the averages of the weights, where the optimizer keeps some."""
 
@@ -136,6 +161,7 @@ def fit(
     steps_per_epoch: int,
     done: int = 0,
     verbose: bool = True,
+    patience: int = 0,
 ) -> None:
     """Trains a compiled model from step `done` to the end of the last epoch; it ends with its averages.
 
@@ -148,10 +174,12 @@ def fit(
         done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
             in metrics.csv holds their means.
         verbose: bool, whether to tell how it goes.
+        patience: int, see `EarlyStopping`.
 
     Raises:
         UserError: the loss is not finite.
     """
+    early = EarlyStopping(run, patience)
     epoch, step = divmod(done, steps_per_epoch)
     # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
@@ -163,9 +191,9 @@ def fit(
             keras.callbacks.TensorBoard(run.logs, write_graph=False),
             stop,
         ]
-        callbacks += [progress] if verbose else []
+        callbacks += [*([progress] if verbose else []), early]
         for first, end, steps in stretches:
-            if first < end:
+            if first < end and not early.is_over:
                 model.fit(
                     batches,
                     initial_epoch=first,

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf import evaluation, export, train
-from dynkhydra_tf.data import evaluation_batches, load_data, training_batches
+from dynkhydra_tf.data import evaluation_batches, load_data, open_data, training_batches
 from dynkhydra_tf.data.sources.folder.source import FolderSource
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.flags import parse
 from dynkhydra_tf.partition.class_means import class_means
 from dynkhydra_tf.settings import Settings
 
@@ -108,6 +109,34 @@ def test_validation_is_held_out_of_training(make, load):
     assert data.sizes == {"train": 30, "validation": 10, "test": 10}
     assert Counter(contents(data, "validation")[1].tolist()) == {0: 5, 1: 5}
     assert Counter(contents(data, "train")[1].tolist()) == {0: 15, 1: 15}
+
+
+def test_a_tenth_is_held_out_unless_it_is_said_how_many(make, load, capsys):
+    data = load(make({"red": 25, "blue": 25}), validation_fraction=None)
+    assert data.sizes == {"train": 36, "validation": 4, "test": 10}
+    assert "Training images a class: 20 (of 'blue') to 20, median 20" in capsys.readouterr().out
+    few = load(make({"red": 3, "blue": 2}, "few"), validation_fraction=None)  # a tenth of them is none
+    assert few.sizes == {"train": 4, "validation": 0, "test": 1}
+    own = {f"{split}/{name}": 9 for split in ("train", "val", "test") for name in ("red", "blue")}
+    assert load(make(own, "own"), validation_fraction=None).sizes["validation"] == 18
+    assert open_data(parse(["--dataset=digits"]).data).sizes["validation"] == 0
+
+
+def test_the_content_of_a_split_changes_with_its_files_size_and_members(make, load):
+    root = make({"red": 10, "blue": 10})
+    content = load(root).content("train")
+    assert load(root).content("train") == content != load(root).content("test")
+    assert load(root, image_size=9).content("train") != content
+    assert load(root, fit="pad").content("train") != content
+    assert load(root, validation_fraction=0.5).content("train") != content
+    other = ENCODERS["png"](np.full((6, 6, 3), COLOURS["red"], np.uint8)).numpy()
+    (root / "red" / "1.png").write_bytes(other)
+    assert load(root).content("train") != content
+
+
+def test_an_unbalanced_folder_tells_its_poorest_class(make, load, capsys):
+    load(make({"red": 100, "green": 1, "blue": 30}), validation_fraction=None)
+    assert "Training images a class: 1 (of 'green') to 80, median 24" in capsys.readouterr().out
 
 
 def test_from_memory_and_from_disk_training_sees_the_same(make, load):

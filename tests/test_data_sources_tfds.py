@@ -233,6 +233,17 @@ def test_only_the_wanted_examples_are_read(prepare):
     assert numbers_of(source, "train", wanted) == chosen
     assert (source.labels("train")[wanted] == np.array(chosen) % 3).all()
 
+    # What tells its content from another one.
+    content = source.content("train")
+    assert content == source.content("train") != source.content("test")
+    path = next(part.filename for part in source._files("train"))
+    with open(path, "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    assert source.content("train") != content
+
 
 @pytest.mark.slow
 def test_train_and_test_are_pooled_and_divided_anew(prepare):

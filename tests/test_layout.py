@@ -21,7 +21,7 @@ flags applications averaging
 cli gating routing losses heads targets optimisation
 backbones
 folding model_parts reports data
-classification
+classification sizing
 image_classifier
 hydra plain
 frozen_maps unfreezing

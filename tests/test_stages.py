@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dynkhydra_tf import stages, train
+from dynkhydra_tf.flags import parse
+from dynkhydra_tf.frozen_maps import MapData, draw_view
 from dynkhydra_tf.settings import Settings
 
 SMALL = (
@@ -67,3 +69,24 @@ def test_maps_then_images_and_on_from_between(run_command, network, tmp_path, ca
 
 def test_evaluation_batch_size():
     assert [stages.evaluation_batch_size(size) for size in (8, 32, 64, 224)] == [256, 256, 64, 16]
+
+
+def test_balanced_weights():
+    # 6 images: 3 of class 0, 1 of class 1, 2 of class 2; 6 / (3 * 3), 6 / (3 * 1), 6 / (3 * 2).
+    weights = stages.balanced_weights(np.array([0, 0, 1, 2, 0, 2]))
+    np.testing.assert_allclose(weights, [2 / 3, 2, 1])
+    labels = np.repeat([0, 1], [1000, 1])
+    assert stages.balanced_weights(labels)[labels].sum() == pytest.approx(1001)
+
+
+def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
+    data = MapData(
+        "some", {"train": (np.zeros((8, 1, 2), np.float16), np.array([0] * 6 + [1] * 2, np.int32))}
+    )
+    for how, expected in (("none", None), ("balanced", {0: 8 / 12, 1: 2.0})):
+        settings = parse(["--batch_size=4", f"--class_weights={how}"])
+        batches = list(stages._batches(settings, data, 1, 0, draw_view))
+        assert len(batches) == 2 and len(batches[0]) == (3 if expected else 2)
+        for _, labels, *weights in batches:
+            for label, weight in zip(labels.numpy(), weights[0] if weights else (), strict=bool(weights)):
+                assert float(weight) == pytest.approx(expected[label])

@@ -125,3 +125,38 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
         assert row["val_loss"] == pytest.approx(whole_row["val_loss"], rel=1e-3)
     for mine, theirs in zip(model.weights, expected.weights, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=1e-3, err_msg=mine.path)
+
+
+def test_early_stopping_ends_a_run_that_is_no_better_and_keeps_the_best_epoch(
+    make_hydra, batch, tmp_path, capsys
+):
+    images, labels = batch(np.arange(STEPS * EPOCHS * 6) % 6)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(6)
+    held_out = tf.data.Dataset.from_tensors(batch([0, 1, 2, 3], seed=1))
+
+    def train_early(model, run, done):
+        fit(model, run, batches.skip(done), held_out, EPOCHS, STEPS, done, verbose=False, patience=1)
+        return run.load_best()
+
+    # At a rate of 0 only the statistics move: of two epochs that are as good the first is the best.
+    model = make_hydra(tau=0.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    for variable in model.gater.variables:  # and these change nothing in what is answered
+        variable.assign(variable * 0)
+    with open_run(tmp_path) as run:
+        run.start(ClassPartition("toy", ("a",), (0,), "random"))
+        best = train_early(model, run, 0)
+        rows = run.metric_rows()
+        run_best = int(run.best_row()["epoch"])
+    assert len(rows) == run_best + 1 < EPOCHS + 1
+    assert int(best.optimizer.iterations) == run_best * STEPS
+    assert f"1 epochs were no better than epoch {run_best}: the training ends" in capsys.readouterr().out
+
+    # Killed before model.keras was written, it trains no more, and comes to the same.
+    with open_run(tmp_path) as run:
+        model, done = run.load_checkpoint()
+        assert done == (run_best + 1) * STEPS
+        again = train_early(model, run, done)
+        assert run.metric_rows() == rows
+    for one, other in zip(again.variables, best.variables, strict=True):
+        np.testing.assert_array_equal(one, other)

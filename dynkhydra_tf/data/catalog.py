@@ -32,6 +32,7 @@ class Entry:
         image_size: S, side of the network's input in pixels, unless `load_data` is given another.
         fit: how a picture becomes square, see `preprocess`; likewise.
         flip: whether a mirrored image is still of its class.
+        validation_fraction: part of the training images that is held out unless it is said how many.
         statistics: mean and standard deviation per channel, in 0..255; None: computed from training images.
         coarse_feature: the source's feature with superclasses, or None.
     """
@@ -41,6 +42,7 @@ class Entry:
     image_size: int = 32  # what the default backbone, ResNet, is made for
     fit: str = "stretch"
     flip: bool = True
+    validation_fraction: float = 0.0
     statistics: tuple | None = None
     coarse_feature: str | None = None
 
@@ -65,7 +67,8 @@ DATASETS = {
         fit="crop",
     ),
     "digits": Entry(DigitsSource, flip=False),
-    "folder": Entry(FolderSource, fit="pad"),  # photographs come in all proportions; nothing is cut off
+    # Photographs come in all proportions; nothing is cut off.
+    "folder": Entry(FolderSource, fit="pad", validation_fraction=0.1),
     "food101": Entry(**_tfds("food101", test_split="validation"), fit="pad"),
     "imagenet32": Entry(**_tfds("imagenet_resized/32x32", test_split="validation")),
 }
@@ -88,7 +91,7 @@ def find_entry(name: str) -> Entry:
 def load_data(
     name: str,
     data_dir: str | os.PathLike | None = None,
-    validation_fraction: float = 0.0,
+    validation_fraction: float | None = 0.0,
     download: bool = True,
     image_size: int | None = None,
     fit: str | None = None,
@@ -105,7 +108,8 @@ def load_data(
         data_dir: for `folder` the folder; else the directory with the prepared data sets of
             tensorflow-datasets, which downloads go to as well, None for its default. Not needed for `digits`.
         validation_fraction: part of each class's training images to hold out as the split `validation`,
-            0 to 0.5. The draw is the same whatever the seed of the training run.
+            0 to 0.5. The draw is the same whatever the seed of the training run. None: the data set's own
+            part, where it has no such images itself and enough to draw some.
         download: whether a data set that is not in `data_dir` may be downloaded. Nothing is downloaded, and
             no network touched, where it is there.
         image_size: S; None: the data set's own, see `Entry`.
@@ -125,7 +129,7 @@ def load_data(
             that is neither there nor to be had, or what `FolderSource` raises.
     """
     entry = find_entry(name)
-    if not 0 <= validation_fraction <= 0.5:
+    if validation_fraction is not None and not 0 <= validation_fraction <= 0.5:
         raise UserError(f"validation_fraction must be from 0 to 0.5. Received: {validation_fraction}")
     for argument, value, allowed in (("fit", fit or entry.fit, FITS), ("cache", cache, CACHES)):
         if value not in allowed:
@@ -142,7 +146,13 @@ def load_data(
         raise UserError(f"labels are for --dataset=folder; {name} has its own. Received: {readable(labels)}")
     taken = {setting: given[setting] for setting in entry.source.settings}
     source = entry.source(**{**taken, **entry.arguments})
-    held_out = _draw_validation(name, source, validation_fraction)
+    if validation_fraction is None:
+        held_out = source.held_out
+        if held_out is None and entry.validation_fraction:
+            held_out = draw_stratified(source.labels("train"), entry.validation_fraction)
+            held_out = held_out if held_out.any() else None
+    else:
+        held_out = _draw_validation(name, source, validation_fraction)
     sizes = {"train": source.size("train"), "validation": 0, "test": source.size("test")}
     if held_out is not None:
         sizes["validation"] = int(held_out.sum())

@@ -21,7 +21,7 @@ from dynkhydra_tf.files import (
 from dynkhydra_tf.flags import read_flagfile, to_flagfile
 from dynkhydra_tf.runs.data_record import changes, read_record
 from dynkhydra_tf.runs.layout import MARK, RunFile, RunLayout
-from dynkhydra_tf.settings import Settings, differences
+from dynkhydra_tf.settings import Settings, differences, filled_from
 
 if TYPE_CHECKING:
     import keras
@@ -33,13 +33,15 @@ class RunDirectory(RunLayout):
     """A run that is being made; got from `RunDirectory.open`.
 
     Attributes:
+        settings: `Settings`; those of `FROM_COUNTS` that were not given are the run's that is there. `start`
+            notes what they are then.
         continued: bool, whether the directory held a run that is to go on.
         finished: bool, whether that run has nothing left to do.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.run_dir)
-        self._settings = settings
+        self.settings = settings
         self._longer = False  # a run of fewer epochs goes on
         self.continued = self.finished = False
 
@@ -76,10 +78,11 @@ class RunDirectory(RunLayout):
     def _look(self):
         """Finds out what is to be done: compares the settings with those of the run that is there."""
         flagfile = self.path / RunFile.FLAGS
-        self.continued = flagfile.exists() and not self._settings.place.overwrite
+        self.continued = flagfile.exists() and not self.settings.place.overwrite
         if not self.continued:
             return
-        now, then, hint = self._settings, read_flagfile(flagfile), ""
+        then, hint = read_flagfile(flagfile), ""
+        self.settings = now = filled_from(self.settings, then)
         if now.optimisation.epochs > then.optimisation.epochs:
             if then.optimisation.schedule == "piecewise":
                 self._longer, then = True, changed(then, epochs=now.optimisation.epochs)
@@ -143,7 +146,7 @@ class RunDirectory(RunLayout):
             write_json(self.path / RunFile.DATA, record)
         if partition:
             partition.save(self.path / RunFile.PARTITION)
-        write_text(self.path / RunFile.FLAGS, to_flagfile(self._settings))
+        write_text(self.path / RunFile.FLAGS, to_flagfile(self.settings))
 
     def load_partition(self, dataset: str, class_names: Sequence[str]) -> "ClassPartition":
         """Loads the partition of a run that goes on.
@@ -169,7 +172,7 @@ class RunDirectory(RunLayout):
         if self._longer:
             for path in self.results_written():
                 path.unlink()
-            write_text(self.path / RunFile.FLAGS, to_flagfile(self._settings))
+            write_text(self.path / RunFile.FLAGS, to_flagfile(self.settings))
 
     def _mark(self):
         if not (self.path / MARK).exists():
@@ -228,6 +231,27 @@ class RunDirectory(RunLayout):
                 "start anew with --overwrite"
             )
         return None, 0
+
+    def load_best(self) -> "keras.Model":
+        """Returns the model as it was after the best epoch, with its averages if it has any.
+
+        Raises:
+            UserError: that checkpoint cannot be read.
+        """
+        import keras
+
+        from dynkhydra_tf.averaging import end_averages
+
+        path = self.checkpoints / _checkpoint_name(int(self.best_row()["step"]))
+        try:
+            model = keras.saving.load_model(path)
+        except Exception as error:  # whatever a damaged archive makes of zipfile, h5py and Keras
+            raise UserError(
+                f"The best epoch's checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]}): "
+                "start anew with --overwrite, or --early_stopping=0 in another --run_dir"
+            ) from error
+        end_averages(model)
+        return model
 
     def _checkpoints(self):
         """Those that are whole, by step."""

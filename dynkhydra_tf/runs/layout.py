@@ -85,6 +85,11 @@ class RunLayout:
         """The row of the highest `val_top1`, the earliest of equals; None where there is none."""
         return max(self.metric_rows(), key=lambda row: row["val_top1"], default=None)
 
+    def epochs_since_best(self) -> int:
+        """How many epochs have passed since the best one."""
+        best = self.best_row()
+        return int(self.metric_rows()[-1]["epoch"] - best["epoch"]) if best else 0
+
     # === Whose files ===
 
     def results_written(self) -> list[pathlib.Path]:

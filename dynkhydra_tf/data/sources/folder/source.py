@@ -142,6 +142,11 @@ class FolderSource(Source):
         counts = {split: int((splits == split).sum()) for split in ("train", "validation", "test")}
         numbers = ", ".join(f"{count} for {split}" for split, count in counts.items() if count)
         print(f"{self._shown}: {len(splits)} images of {len(self._class_names)} classes, {numbers}")
+        trained = np.bincount(self._labels[splits == "train"], minlength=len(self._class_names))
+        print(
+            f"Training images a class: {trained.min()} (of {self._class_names[int(trained.argmin())]!r}) to "
+            f"{trained.max()}, median {np.median(trained):g}"
+        )
         for remark in listing.remarks:
             print(f"Left out: {remark}")
         if others := listing.passed_over:
