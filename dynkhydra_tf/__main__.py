@@ -16,6 +16,7 @@ VERBS = {
     "predict": "predict",
     "client": "serving.client",
     "verify": "serving.verify",
+    "monitor": "serving.monitor",
     "costs": "costs",
     "benchmark": "benchmark",
     "latency": "benchmark.latency",

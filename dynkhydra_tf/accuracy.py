@@ -52,6 +52,7 @@ class Evaluation:
         cluster_of_class: (M,) int.
         confidence: (T, n) float, the probability of the first class, in 0..1.
         loss: (T, n) float, the cross-entropy, in nats.
+        gate_probability: (n,) float, the largest gate probability, in 0..1.
         exit_confidence: the model's.
         exits: of a model with a shared trunk; None of others.
     """
@@ -66,6 +67,7 @@ class Evaluation:
     cluster_of_class: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
+    gate_probability: np.ndarray
     exit_confidence: float = 1.0
     exits: Exits | None = None
 
@@ -250,6 +252,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         return (
             tf.argmax(forward.gate, axis=1),
             tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
+            tf.reduce_max(forward.gate, axis=1),
             active,
             *map(tf.stack, zip(*ranks, strict=True)),
             *of_trunk,
@@ -260,7 +263,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         results.append(
             (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
         )
-    labels, gate_choice, used_in, *others = zip(*results, strict=True)
+    labels, gate_choice, used_in, gate, *others = zip(*results, strict=True)
     active, *ranks = (np.concatenate(values, axis=-1) for values in others)
     predicted, top5, confidence, loss, *of_trunk = ranks
     evaluation = Evaluation(
@@ -274,6 +277,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         cluster_of_class=np.array(model.cluster_of_class),
         confidence=confidence,
         loss=loss,
+        gate_probability=np.concatenate(gate),
     )
     return _with_exits(evaluation, of_trunk, model.exit_confidence) if model.trunk else evaluation
 

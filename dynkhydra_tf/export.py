@@ -139,11 +139,18 @@ def main(options: Options) -> None:
         served = dataclasses.replace(served, card=card)
     else:
         costs = hydra_costs(model)
-        rows, split = _tau_table(run, model, costs["flops"], options)
+        rows, split, evaluation, images = _tau_table(run, model, costs["flops"], options)
         choice = _choice(model, rows, options)
         print(f"tau {choice.tau:g}: {choice.reason}.")
         card = hydra_card(served.name, model, run.partition, choice, costs, trained, rows, split)
-        served = dataclasses.replace(served, tau=choice.tau, card=card)
+        served = dataclasses.replace(
+            served,
+            tau=choice.tau,
+            card=card,
+            tau_rows=rows,
+            images=images,
+            validation=evaluation and _histograms(evaluation, choice.tau, served.class_names),
+        )
 
     # === Write ===
     if "max_batch" in format.OPTIONS:
@@ -162,7 +169,10 @@ def _open_data(run, options):
 
 
 def _tau_table(run, model, flops, options):
-    """The tau table of the model and its split, or ([], None) where none is needed and data are not there."""
+    """The tau table of the model, its split, its `Evaluation` and some of its images (n, S, S, 3).
+
+    ([], None, None, None) where none is needed and data are not there.
+    """
     from dynkhydra_tf.accuracy import evaluate, tau_text
     from dynkhydra_tf.data import evaluation_batches
 
@@ -174,7 +184,7 @@ def _tau_table(run, model, flops, options):
         if options.picking:
             raise
         print(f"No tau table in the model card: {error}")
-        return [], None
+        return [], None, None, None
     if split == "validation" and not data.sizes["validation"]:
         if options.picking:
             raise UserError(
@@ -183,10 +193,23 @@ def _tau_table(run, model, flops, options):
             )
         split = "test"  # only to be shown
     taus = [*calibration.TAUS, *([] if options.tau is None else [options.tau])]
-    rows = evaluate(model, evaluation_batches(data, split, 256), taus).tau_table(flops)
+    batches = evaluation_batches(data, split, 256)
+    evaluation = evaluate(model, batches, taus)
+    rows = evaluation.tau_table(flops)
     if options.picking:
         print(f"On the {split} split:\n{tau_text(rows)}\n")
-    return rows, split
+    images = next(iter(batches.take(1)))[0][:64].numpy()
+    return rows, split, evaluation, images.round().astype("uint8")
+
+
+def _histograms(evaluation, tau, class_names):
+    """What the model did on the images of an `Evaluation` at a tau: `drift.Histograms`."""
+    from dynkhydra_tf.serving.drift import Histograms, Seen
+
+    place = evaluation.taus.tolist().index(tau)
+    numbers = evaluation.gate_probability, evaluation.active[place], evaluation.predicted[place]
+    rows = zip(*(values.tolist() for values in numbers), strict=True)
+    return Histograms.of((Seen(gate, count, class_names[label]) for gate, count, label in rows), class_names)
 
 
 def _choice(model, rows, options):

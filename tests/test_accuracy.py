@@ -22,6 +22,7 @@ def by_hand():
         cluster_of_class=np.array([0, 1, 1]),
         confidence=np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.5, 0.6, 0.7]]),
         loss=np.array([[0.1, 0.2, 3.0, 0.5], [0.1, 1.0, 2.0, 0.4]]),
+        gate_probability=np.array([0.9, 0.6, 0.7, 0.5]),
     )
 
 

@@ -15,7 +15,9 @@ import pytest
 from dynkhydra_tf import Hydra, ResNet, export
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.serving import native, verify
+from dynkhydra_tf.serving.drift import load_validation
 from dynkhydra_tf.serving.formats import FORMATS
+from dynkhydra_tf.serving.tau_times import load_taus
 from tests.conftest import ROOT, TinyBackbone
 
 CLUSTERS = tuple(int(c) for c in np.arange(10) % 3)
@@ -69,6 +71,18 @@ def test_two_versions_and_what_lies_beside_them(command, verified, run_dir, tmp_
     ):
         assert text in card
     assert "| 0.3 (served) |" in card
+    # What a request costs at each threshold, and what the model did on the validation images.
+    assert "| tau | lambda | top-1 | ms, 1 in a request | ms, 16 in a request |" in card
+    reference = out / "1" / "assets.extra" / "reference.json"
+    rows = load_taus(reference)
+    assert (rows[0]["tau"], rows[0]["active_branches"]) == (0, 2) and 0.3 in [row["tau"] for row in rows]
+    assert all(row["ms"]["16"] > 0 and row["ms"]["1"] > 0 for row in rows)
+    histograms = load_validation(reference)
+    (served,) = (row for row in rows if row["tau"] == 0.3)
+    images = sum(histograms.classes.values())
+    branches = sum(count * number for count, number in histograms.active_branches.items())
+    assert set(histograms.classes) == set("0123456789") and sum(histograms.gate.values()) == images > 50
+    assert branches / images == pytest.approx(served["active_branches"])
 
     assert command(*options, "--tau=0.1234", "--name=mine") is None
     assert "1" in entries(out) and "2" in entries(out)

@@ -119,6 +119,29 @@ def requests_text(served: ServedModel) -> str:
     return "\n".join(["", "## Requests", "", *_wrapped(text)]) + "\n"
 
 
+def taus_text(rows: Sequence[Mapping], served_tau: float) -> str:
+    """Returns what a SavedModel's card says of time, to stand at its end.
+
+    Args:
+        rows: of `measure_taus`.
+        served_tau: the threshold where a request gives none.
+    """
+    sizes = list(rows[0]["ms"])
+    text = (
+        "Of an image, on the machine that exported it, through TensorFlow's C API, on images of the split "
+        "above: one image in a request, and several. The signatures `with_tau` and `image_bytes_with_tau` "
+        "take a tau for each image."
+    )
+    heads = " | ".join(f"ms, {size} in a request" for size in sizes)
+    lines = ["", "## Milliseconds by tau", "", *_wrapped(text), ""]
+    lines += [f"| tau | lambda | top-1 | {heads} |", "|---" * (3 + len(sizes)) + "|"]
+    for row in rows:
+        served = " (served)" if row["tau"] == served_tau else ""
+        ms = " | ".join(f"{row['ms'][size]:.3f}" for size in sizes)
+        lines.append(f"| {row['tau']:g}{served} | {row['active_branches']:.2f} | {row['top1']:.2%} | {ms} |")
+    return "\n".join(lines) + "\n"
+
+
 def _head(name, kind, model):
     size = model.backbone.input_shape[0]
     return [

@@ -2,7 +2,9 @@
 
     {"tolerance": 1e-4, "requests": [{"signature", "inputs": {name: array}, "outputs": {name: array}}, ...]}
 
-An array is {"dtype", "shape", "base64": its bytes}; of strings ("dtype": "bytes") a list of each one's.
+Where there were validation images, also "taus", the table of `tau_times`, and "validation", the histograms
+of `drift`. An array is {"dtype", "shape", "base64": its bytes}; of strings ("dtype": "bytes") a list of each
+one's.
 Axis letters: B batch, S side of an image.
 """
 
@@ -10,6 +12,7 @@ import base64
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +22,7 @@ from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving.drift import Histograms
 
 TOLERANCE = 1e-4  # another processor, another order of sums
 
@@ -136,8 +140,16 @@ def difference(expected: dict, received: dict) -> float:
 # === The file ===
 
 
-def to_json(requests: Sequence[dict]) -> dict:
-    """Returns the requests as a value that `json` can write."""
+def to_json(
+    requests: Sequence[dict], taus: Sequence[dict] = (), validation: Histograms | None = None
+) -> dict:
+    """Returns the file as a value that `json` can write.
+
+    Args:
+        requests: of `make_reference`.
+        taus: the rows of `measure_taus`.
+        validation: what the model did on validation images.
+    """
 
     def arrays(named):
         return {name: _encode(array) for name, array in named.items()}
@@ -150,7 +162,10 @@ def to_json(requests: Sequence[dict]) -> dict:
         }
         for request in requests
     ]
-    return {"tolerance": TOLERANCE, "requests": records}
+    known: dict[str, Any] = {"taus": list(taus)} if taus else {}
+    if validation:
+        known["validation"] = validation.to_json()
+    return {"tolerance": TOLERANCE, "requests": records, **known}
 
 
 def load(path: str | os.PathLike) -> tuple[list[dict], float]:

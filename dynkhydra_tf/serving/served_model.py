@@ -1,13 +1,16 @@
 """What every export format converts: a trained model and how it is to be served. M: number of classes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Union
 
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.serving.drift import Histograms
 from dynkhydra_tf.serving.server_files import check_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.plain import Plain
 
@@ -36,6 +39,9 @@ class ServedModel:
             no fewer than the largest of batch_sizes.
         max_pixels: of the largest picture that a request may hold; None: 16 megapixels, or 256 times an
             image's, whichever is more.
+        tau_rows: rows of `Evaluation.tau_table`; images: (n, S, S, 3) uint8, some of those that they were
+            measured on, to be timed; validation: what the model did on all of them, see `drift`. For a
+            SavedModel of a Hydra, where the data are there.
 
     Raises:
         UserError: a name, a number of top classes or of images that cannot be served.
@@ -54,6 +60,9 @@ class ServedModel:
     quantize: str | None = None
     max_batch: int | None = None
     max_pixels: int | None = None
+    tau_rows: Sequence[Mapping] = ()
+    images: Union["np.ndarray", None] = None
+    validation: Histograms | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields."""

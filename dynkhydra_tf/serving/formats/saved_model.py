@@ -24,12 +24,15 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_json
 from dynkhydra_tf.serving import native, versions
 from dynkhydra_tf.serving.graph import InferenceGraph
+from dynkhydra_tf.serving.model_card import taus_text
 from dynkhydra_tf.serving.reference import TOLERANCE, difference, make_reference, to_json
 from dynkhydra_tf.serving.served_model import ServedModel
 from dynkhydra_tf.serving.server_files import write_server_files, write_warmup
 from dynkhydra_tf.serving.signatures import signatures
+from dynkhydra_tf.serving.tau_times import load_taus, measure_taus
 
 FILE = "saved_model.pb"
+REFERENCE = "reference.json"
 OPTIONS = ("top_classes", "input_dtype", "batch_sizes", "max_batch", "max_pixels")
 
 
@@ -43,7 +46,10 @@ def convert(served: ServedModel, directory: str | os.PathLike) -> str:
     directory = pathlib.Path(directory)
     with versions.new_version(directory) as version:
         largest = write_version(served, version)
-        (version / "model_card.md").write_text(served.card, encoding="utf-8")
+        card = served.card
+        if served.images is not None:
+            card += taus_text(load_taus(version / "assets.extra" / REFERENCE), served.tau)
+        (version / "model_card.md").write_text(card, encoding="utf-8")
         write_server_files(directory, served.name, served.batch_sizes, served.largest_batch)
     return (
         f"Written: {directory / str(versions.latest(directory))}; its answers through TensorFlow's C API are "
@@ -99,10 +105,13 @@ def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
     write_warmup(directory, served.image_size, dtype, served.batch_sizes, list(endpoints))
     in_float32 = served.model.for_inference()  # as the graph is, whatever the model was trained in
     reference = make_reference(in_float32, *settings, np.dtype(served.input_dtype))
-    write_json(directory / "assets.extra" / "reference.json", to_json(reference))
+    taus = []
     try:
         with native.SavedModel(directory) as model:
             answers = [model.run(request["inputs"], request["signature"]) for request in reference]
+            if served.images is not None:
+                images = served.images.astype(served.input_dtype)
+                taus = measure_taus(model, images, served.tau_rows, served.tau)
     except native.ModelError as error:
         raise UserError(f"The exported model does not run: {error}") from error
     largest = max(
@@ -113,6 +122,7 @@ def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
             f"The exported model differs from the Keras model by {largest:g}, more than {TOLERANCE:g}; "
             "nothing was exported"
         )
+    write_json(directory / "assets.extra" / REFERENCE, to_json(reference, taus, served.validation))
     return largest
 
 
