@@ -22,6 +22,9 @@ ELSEWHERE = {
     "pip install -e . && python train.py --flagfile=configs/digits.cfg": "run by .ci/run",
     "pip install -e '.[test]' && pytest": "run by .ci/run",
     "docker run": "needs docker and the network",
+    "python3 -m venv kserve": "needs the network; tests/kserve_server.py does it for its tests",
+    "LIBRARY=": "tests/kserve_server.py does it for its tests",
+    "kserve/bin/python": "tests/kserve_server.py is started by its tests",
 }
 # .ci/run runs evaluation and export, too, on a run of its own.
 # Run in a directory with a trained run of digits; the others need the network, a server or hours, and only

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from dynkhydra_tf.serving import client as command
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient, ServerError
 from dynkhydra_tf.serving.formats.saved_model import write_version
+from dynkhydra_tf.serving.model_card import requests_text
 from tests import kserve_server, prepared_server
 from tests.conftest import ROOT, TinyBackbone, to_serve
 from tests.prepared_server import hang_up, reply, stall
@@ -195,6 +197,21 @@ def test_malformed_json(rest, kserve_url, expected):
             response = connection.getresponse()
             assert response.status == 400 and json.loads(response.read())["error"], body
     assert_same(rest.predict({"images": IMAGES}), expected["serving_default"])
+
+
+def test_the_curl_line_of_the_model_card(kserve_url, model, photos, saved_model):
+    text = requests_text(to_serve(model, CLASSES, name="tiny"))
+    (line,) = (line for line in text.splitlines() if "curl" in line)
+    line = line.replace("http://localhost:8501/v1/models/tiny", kserve_url)
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    shutil.copy(photos[1], os.path.join(os.path.dirname(photos[1]), "photo.jpg"))
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=os.path.dirname(photos[1]), capture_output=True, text=True
+    )
+    (row,) = json.loads(done.stdout)["predictions"]
+    (right,) = answers(photos[1:], saved_model, 2)
+    assert (row["label"], row["error"]) == (right["label"], "")
 
 
 # === REST, with a server that gives prepared answers ===

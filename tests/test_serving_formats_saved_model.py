@@ -1,8 +1,12 @@
 """The export as a server meets it: in a process that never imports tensorflow."""
 
 import json
+import os
+import pathlib
 import re
 import struct
+import subprocess
+import sys
 import zlib
 
 import keras
@@ -16,6 +20,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.serving.formats.saved_model import write_version
+from dynkhydra_tf.serving.model_card import requests_text
 from dynkhydra_tf.serving.served_model import BATCH_SIZES
 from tests.conftest import TinyBackbone, coloured_images, to_serve
 
@@ -308,6 +313,23 @@ def test_separable_and_dense_networks_are_served_with_onednn_and_without(
             right = keras_answer(model, inputs["images"], inputs["tau"])
             np.testing.assert_array_equal(answer["active_branches"], right["active_branches"])
             np.testing.assert_allclose(answer["probabilities"], right["probabilities"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_saved_model_cli_lines_of_the_model_card(trained, exported, tmp_path):
+    text = requests_text(to_serve(trained, NAMES, top_classes=2))
+    text = text.replace("/tmp/images.npy", f"{tmp_path}/images.npy")
+    show, save, run = (line for line in text.splitlines() if line.startswith(("saved_model_cli", "python")))
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    for command, told in ((show, "inputs['images'] tensor_info"), (save, ""), (run, "output key label")):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=exported,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and told in done.stdout, done.stderr[-2000:]
 
 
 def test_warmup_requests_are_answered(exported, answer_natively):

@@ -1,6 +1,7 @@
 """The model card: what a served model is, in one page of Markdown."""
 
 import textwrap
+import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from dynkhydra_tf.costs import inference_flops, inference_parameters
@@ -116,7 +117,24 @@ def requests_text(served: ServedModel) -> str:
         "is zero or empty. `error` is empty where all is well. Other limits: export.py --max_batch and "
         "--max_pixels."
     )
-    return "\n".join(["", "## Requests", "", *_wrapped(text)]) + "\n"
+    commands = [
+        "saved_model_cli show --dir . --tag_set serve --signature_def serving_default",
+        f'python -c \'import numpy as np; np.save("/tmp/images.npy", np.full((1, {served.image_size}, '
+        f"{served.image_size}, 3), 128, np.{served.input_dtype}))'",
+        "saved_model_cli run --dir . --tag_set serve --signature_def serving_default "
+        "--inputs images=/tmp/images.npy",
+        """(printf '{"signature_name": "image_bytes", "instances": [{"b64": "'; base64 < photo.jpg """
+        """| tr -d '\\n'; printf '"}]}') | curl -sS -H "Content-Type: application/json" --data-binary @- """
+        f"http://localhost:8501/v1/models/{urllib.parse.quote(served.name)}:predict",
+    ]
+    told = (
+        "From the version's directory, and to a server of it:",
+        "",
+        "```bash",
+        *commands,
+        "```",
+    )
+    return "\n".join(["", "## Requests", "", *_wrapped(text), "", *told]) + "\n"
 
 
 def taus_text(rows: Sequence[Mapping], served_tau: float) -> str:
