@@ -95,7 +95,8 @@ class Hydra(ImageClassifier):
             picture becomes square: for `classify`, and kept with the model; None where they are not known.
         loss_settings: NAME_weight, floats >= 0, the weight of each loss of `losses.HYDRA`: ensemble_weight,
             gater_weight and branch_weight are alpha1, alpha2, alpha3. At branch_weight 0 there are no heads.
-            label_smoothing, float in [0, 1), of L_E and L_b.
+            label_smoothing, float in [0, 1), of L_E and L_b; distill_temperature, float > 0, of L_D;
+            gater_targets, "hard" or "teacher", of L_G.
 
     Raises:
         ValueError: an argument out of its range.
@@ -120,7 +121,7 @@ class Hydra(ImageClassifier):
         name: str = "hydra",
         class_names: Sequence[str] | None = None,
         picture_fit: str | None = None,
-        **loss_settings: float,
+        **loss_settings: float | str,
     ) -> None:
         clusters = _checked_clusters(cluster_of_class)
         num_branches = max(clusters) + 1
@@ -290,9 +291,10 @@ class Hydra(ImageClassifier):
     # === Training ===
 
     def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[Forward, Targets]:
-        """Returns the pass over a batch, at `train_tau` in training, and targets with own_branch and own."""
+        """Returns the pass over a batch, at `train_tau` in training, and the targets; see `losses.Loss`."""
         own_branch = tf.gather(tf.constant(self.cluster_of_class, tf.int32), targets["labels"])
-        own = tf.one_hot(own_branch, self.num_branches)
+        clusters = tf.one_hot(self.cluster_of_class, self.num_branches)
+        own = tf.gather(clusters, targets["labels"])
         forward = self.forward(
             images,
             self.train_tau if training else self._tau,
@@ -305,7 +307,7 @@ class Hydra(ImageClassifier):
             pooled = tf.reduce_mean(tf.cast(forward.routes.projections, tf.float32), axis=[1, 2])
             own_logits = self.heads(combine(pooled, forward.routes, own), own)
             forward = forward._replace(own_logits=own_logits)
-        return forward, {**targets, "own_branch": own_branch, "own": own}
+        return forward, {**targets, "own_branch": own_branch, "own": own, "clusters": clusters}
 
     def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:
         """Returns what is reported besides the losses: (B,) floats by name."""

@@ -1,4 +1,4 @@
-"""The losses by name, and their weighted sum (Eq. 7): L_E, L_G and L_b of DynK-Hydra (Eqs. 3, 4, 5).
+"""The losses by name, and their weighted sum (Eq. 7): L_E, L_G and L_b of DynK-Hydra (Eqs. 3, 4, 5), and L_D.
 
 A loss is a function of the pass over a batch and of its targets that gives a value for each image. To add
 one: the function here, an entry in `HYDRA` or `PLAIN`, and the setting NAME_weight for its flag. The total,
@@ -18,6 +18,11 @@ import tensorflow as tf
 
 Targets = Mapping[str, tf.Tensor]
 
+# The targets of the losses that learn from a teacher: its logits (B, M) float32, and how much it counts for
+# each image, (B,) float32 in [0, 1]; at 0 it need not have seen it.
+OF_TEACHER = ("teacher_logits", "teacher_weight")
+GATER_TARGETS = ("hard", "teacher")
+
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
@@ -28,8 +33,8 @@ class Loss:
             one; the others are always reported.
         function: (pass, targets, **options) -> (B,) float32, the loss of each image; or None where the model
             lacks what it takes. The pass is `hydra.Forward` or `plain.Forward`; of the targets there are
-            always labels (B,) int32, of a Hydra also own_branch (B,) int32 and own (B, N) float32, the same
-            one-hot.
+            always labels (B,) int32, of a Hydra also own_branch (B,) int32, own (B, N) float32, the same
+            one-hot, and clusters (M, N) float32, the branch of each class, one-hot.
         groups: name of a target (B, G), one-hot: each group's images are averaged apart, and the means
             summed. None: the mean over all images.
         needs: names of the targets that it needs besides these, for `fit` to be given.
@@ -77,7 +82,7 @@ def ensemble(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf
     return cross_entropy(targets["labels"], forward.logits, label_smoothing)
 
 
-def gater(forward: Any, targets: Targets) -> tf.Tensor:
+def gater(forward: Any, targets: Targets, gater_targets: str = "hard") -> tf.Tensor:
     """L_G (Eq. 4): the gate's logits against the branch whose partition holds the class.
 
     Its labels are not smoothed: tau and `gate_weighted` take the gate's probabilities for what they say.
@@ -85,10 +90,21 @@ def gater(forward: Any, targets: Targets) -> tf.Tensor:
     A shared trunk (`Hydra(trunk=True)`) gives probabilities q of the classes, and the gate's are their sums
     p by cluster. Its loss is the cross-entropy of the classes, -ln q_y = -ln p_c(y) - ln(q_y / p_c(y)): L_G
     and, beside it, the choice within the cluster, which the trunk's own answer needs.
+
+    Args:
+        gater_targets: "hard", as above, or "teacher": the probabilities that a teacher gives the classes,
+            summed by cluster but for a trunk; where it does not count, as above.
     """
-    if forward.class_logits is not None:
-        return cross_entropy(targets["labels"], forward.class_logits)
-    return cross_entropy(targets["own_branch"], forward.gate_logits)
+    by_class = forward.class_logits is not None
+    logits = forward.class_logits if by_class else forward.gate_logits
+    label = targets["labels" if by_class else "own_branch"]
+    if gater_targets == "hard":
+        return cross_entropy(label, logits)
+    taught = tf.nn.softmax(targets["teacher_logits"])
+    taught = taught if by_class else taught @ targets["clusters"]
+    weight = targets["teacher_weight"][:, tf.newaxis]
+    wanted = weight * taught + (1 - weight) * tf.one_hot(label, logits.shape[-1])
+    return tf.nn.softmax_cross_entropy_with_logits(wanted, logits)
 
 
 def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.Tensor | None:
@@ -102,14 +118,28 @@ def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.T
     return cross_entropy(targets["labels"], forward.own_logits, label_smoothing)
 
 
+def distill(forward: Any, targets: Targets, distill_temperature: float = 1.0) -> tf.Tensor:
+    """L_D: how far the network's logits are from a teacher's (Hinton, Vinyals and Dean 2015).
+
+    T^2 KL(softmax(teacher / T) || softmax(logits / T)): 0 where they agree, and of the same size of gradients
+    at every temperature T.
+    """
+    wanted = tf.nn.log_softmax(targets["teacher_logits"] / distill_temperature)
+    found = tf.nn.log_softmax(forward.logits / distill_temperature)
+    divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - found), axis=-1)
+    return targets["teacher_weight"] * distill_temperature**2 * divergence
+
+
 SMOOTHED = {"label_smoothing": 0.0}
+DISTILL = Loss(0.0, distill, needs=OF_TEACHER, options={"distill_temperature": 1.0})
 # The default weights are the paper's alpha1, alpha2 and alpha3.
 HYDRA = {
     "ensemble": Loss(1.0, ensemble, options=SMOOTHED),
-    "gater": Loss(1.5, gater),
+    "gater": Loss(1.5, gater, options={"gater_targets": "hard"}),
     "branch": Loss(0.05, branch, groups="own", options=SMOOTHED),
+    "distill": DISTILL,
 }
-PLAIN = {"cross_entropy": Loss(1.0, ensemble, options=SMOOTHED)}
+PLAIN = {"cross_entropy": Loss(1.0, ensemble, options=SMOOTHED), "distill": DISTILL}
 
 
 def with_settings(losses: Mapping[str, Loss], settings: Mapping[str, Any]) -> dict[str, Loss]:
@@ -136,15 +166,22 @@ def with_settings(losses: Mapping[str, Loss], settings: Mapping[str, Any]) -> di
             option: _checked(option, settings.get(option, loss.options[option])) for option in loss.options
         }
         if weight > 0 or loss.weight > 0:
-            result[name] = dataclasses.replace(loss, weight=weight, options=given)
+            more = OF_TEACHER if given.get("gater_targets") == "teacher" else ()
+            result[name] = dataclasses.replace(loss, weight=weight, options=given, needs=loss.needs + more)
     return result
 
 
 def _checked(name, value):
-    """A setting of the losses as a float, within its range."""
+    """A setting of the losses, within its range; a number as a float."""
+    if name == "gater_targets":
+        if value not in GATER_TARGETS:
+            raise ValueError(f"{name} must be one of {', '.join(GATER_TARGETS)}. Received: {name}={value!r}")
+        return value
     below, allowed = (1, "in [0, 1)") if name == "label_smoothing" else (math.inf, "at least 0 and finite")
+    if name == "distill_temperature":
+        allowed = "above 0 and finite"
     # Not float(): it would take "1" for a number.
-    if isinstance(value, (str, bytes)) or not 0 <= value < below:
+    if isinstance(value, (str, bytes)) or not 0 <= value < below or (value == 0 and "above" in allowed):
         raise ValueError(f"{name} must be {allowed}. Received: {name}={value!r}")
     return float(value)
 

@@ -46,7 +46,7 @@ class Plain(ImageClassifier):
         class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
             picture becomes square: for `classify`, and kept with the model; None where they are not known.
         loss_settings: NAME_weight, floats >= 0, the weight of each loss of `losses.PLAIN`; label_smoothing,
-            float in [0, 1).
+            float in [0, 1); distill_temperature, float > 0.
 
     Raises:
         ValueError: an argument out of its range.

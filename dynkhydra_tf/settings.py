@@ -16,6 +16,7 @@ from dynkhydra_tf.fields import Checked, Role, changed, leaves, list_text, setti
 SYSTEMS = ("hydra", "plain")
 SCHEDULES = ("piecewise", "cosine", "linear")
 OPTIMIZERS = ("adamw", "sgd")
+GATER_TARGETS = ("hard", "teacher")
 DATASETS = ("cifar100", "cub200", "digits", "folder", "food101", "imagenet32")
 BACKBONES = ("densenet", "resnet", "ressep")
 PAPER = {"num_branches": 20, "top_k": 4, "batch_size": 128}
@@ -508,6 +509,52 @@ class OptimisationSettings(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillationSettings(Checked):
+    """What is learned from a trained network, the teacher. Not in the paper."""
+
+    distill: str | None = setting(
+        None,
+        "The teacher: a run that has ended, or a .keras file of one, of the same classes and image size. It "
+        "sees each image as the new network does, augmented.",
+        role=Role.RECIPE,
+        path=True,
+    )
+    distill_weight: float = setting(
+        0.0,
+        "Weight of L_D, the divergence from the teacher's probabilities, beside L_E and the others.",
+        role=Role.RECIPE,
+        least=0,
+    )
+    distill_temperature: float = setting(
+        1.0, "T, by which the logits of both are divided in L_D.", role=Role.RECIPE, above=0
+    )
+    distill_until: float = setting(
+        1.0,
+        "Share of the epochs in which the teacher counts; 0.8 is without it in the last fifth. In validation "
+        "it counts to the end.",
+        role=Role.RECIPE,
+        above=0,
+        most=1,
+    )
+    gater_targets: str = setting(
+        "hard",
+        "What the gate learns, L_G: hard is the cluster of the image's class, as in the paper; teacher the "
+        "teacher's probabilities, summed by cluster.",
+        role=Role.RECIPE,
+        choices=GATER_TARGETS,
+    )
+
+    def check(self) -> None:
+        """Checks that there is a teacher where one is needed, and only there."""
+        if (self.distill is not None) != (self.distill_weight > 0 or self.gater_targets == "teacher"):
+            raise UserError(
+                "--distill=RUN goes with --distill_weight or with --gater_targets=teacher. Received: "
+                f"distill={self.distill}, distill_weight={self.distill_weight:g}, "
+                f"gater_targets={self.gater_targets}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class PlaceSettings(Checked):
     """Where a run writes."""
 
@@ -536,10 +583,11 @@ class Settings(Checked):
     partition: PartitionSettings = PartitionSettings()
     network: NetworkSettings = NetworkSettings()
     optimisation: OptimisationSettings = OptimisationSettings()
+    distillation: DistillationSettings = DistillationSettings()
     place: PlaceSettings = PlaceSettings()
 
     def check(self) -> None:
-        """Takes the paper's numbers where none is given; checks that the stem is let go before the end."""
+        """Takes the paper's numbers where none is given; checks the stem's end and the teacher."""
         if self.data.dataset != "folder":
             for group, own in (("network", ("num_branches", "top_k")), ("optimisation", ("batch_size",))):
                 missing = {name: PAPER[name] for name in own if getattr(getattr(self, group), name) is None}
@@ -549,6 +597,14 @@ class Settings(Checked):
             raise UserError(
                 f"--freeze=until_epoch:{frozen} must end before the last epoch. Received: --epochs={epochs}"
             )
+        teacher = self.distillation
+        if teacher.distill and self.network.trains_on_maps:
+            raise UserError(
+                "--distill shows the teacher each image, and --freeze trains on maps: add --cached_views=0, "
+                "which keeps none"
+            )
+        if teacher.distill and self.network.system == "plain" and not teacher.distill_weight:
+            raise UserError("A plain network has no gate to teach: --distill needs --distill_weight for it")
 
     @property
     def run_dir(self) -> str:

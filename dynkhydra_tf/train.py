@@ -43,9 +43,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from dynkhydra_tf import losses
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
-    from dynkhydra_tf.averaging import build_optimizer
+    from dynkhydra_tf.averaging import build_optimizer, end_averages
     from dynkhydra_tf.backbones import open_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
     from dynkhydra_tf.data import (
@@ -56,6 +55,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     )
     from dynkhydra_tf.data.augment import check_augmentation
     from dynkhydra_tf.data.sources.folder.listing import check_outside
+    from dynkhydra_tf.distillation import open_teacher
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine, part_dtype
     from dynkhydra_tf.optimisation import make_optimizer
@@ -71,8 +71,9 @@ def train(settings: Settings, run: RunDirectory) -> None:
         check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
     settings = run.settings = fill_in(run.settings)
     network, how, optimisation = settings.network, settings.partition, settings.optimisation
+    distillation = settings.distillation
     branched = network.system == "hydra"
-    backbone = give = source = None
+    backbone = give = source = teacher = None
     if branched and not run.continued:
         check_source(how.partition, how.feature_extractor, how.feature_weights, how.partition_file)
     if not run.continued:
@@ -84,6 +85,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
         run.check_data(data.record)
     if source:
         source.check_classes(data.class_names)
+    if distillation.distill:
+        teacher = open_teacher(distillation.distill, data, part_dtype(optimisation.mixed_precision), run.path)
     if branched:
         warn_of_small_clusters(data.num_classes, network.num_branches)
     steps = steps_per_epoch(data, optimisation.batch_size)
@@ -121,6 +124,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
             "picture_fit": data.fit,
             "part_dtype": part_dtype(optimisation.mixed_precision),
             "label_smoothing": optimisation.label_smoothing,
+            "distill_weight": distillation.distill_weight,
+            "distill_temperature": distillation.distill_temperature,
         }
         if branched:
             model = Hydra(
@@ -133,7 +138,10 @@ def train(settings: Settings, run: RunDirectory) -> None:
                 trunk=network.trunk,
                 exit_confidence=network.exit_confidence,
                 routing=network.routing,
-                **{f"{name}_weight": getattr(network, f"{name}_weight") for name in losses.HYDRA},
+                ensemble_weight=network.ensemble_weight,
+                gater_weight=network.gater_weight,
+                branch_weight=network.branch_weight,
+                gater_targets=distillation.gater_targets,
                 **given,
             )
         else:
@@ -157,10 +165,16 @@ def train(settings: Settings, run: RunDirectory) -> None:
         if source:
             run.save_checkpoint(model)  # to go on needs the source no more
     for stage in itertools.chain([first], to_come):
+        batches, watched = stage.batches, stage.watched
+        if teacher:
+            last_step = round(distillation.distill_until * optimisation.epochs * steps)
+            batches = teacher.beside_training(batches, stage.done, last_step)
+            watched = teacher.beside_validation(watched)
         patience = optimisation.early_stopping
-        fit(model, run, stage.batches, stage.watched, stage.end, steps, stage.done, patience=patience)
+        fit(model, run, batches, watched, stage.end, steps, stage.done, patience=patience)
     if optimisation.early_stopping:
         model = run.load_best()
+    end_averages(model)
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===

@@ -8,7 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
-from dynkhydra_tf.averaging import end_averages, swap_averages
+from dynkhydra_tf.averaging import swap_averages
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.progress import Progress
 from dynkhydra_tf.runs import RunDirectory
@@ -163,7 +163,7 @@ def fit(
     verbose: bool = True,
     patience: int = 0,
 ) -> None:
-    """Trains a compiled model from step `done` to the end of the last epoch; it ends with its averages.
+    """Trains a compiled model from step `done` to the end of the last epoch.
 
     Args:
         model: compiled Keras model whose step reports `loss` and `top1`.
@@ -205,4 +205,3 @@ def fit(
                     verbose=0,
                 )
             batches = batches.skip(steps)
-    end_averages(model)

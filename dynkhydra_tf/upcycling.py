@@ -8,7 +8,6 @@ before the plain network's classifier. A network of the same kind takes everythi
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 
 import keras
@@ -19,7 +18,7 @@ from dynkhydra_tf.backbones.first_weights import copy_weights
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.runs import FinishedRun, load_network
+from dynkhydra_tf.runs import open_trained
 from dynkhydra_tf.settings import NetworkSettings
 
 # What says how a backbone is trained, and no more; and how it is divided, and nothing of its plain network.
@@ -91,19 +90,7 @@ def open_source(
     path = network.init_from
     if path is None:
         return None
-    place = pathlib.Path(path)
-    if run_dir and pathlib.Path(run_dir).resolve() in (place.resolve(), place.resolve().parent):
-        raise UserError(f"init_from must be another run than --run_dir. Received: {path}")
-    if place.is_dir():
-        run = FinishedRun.find(place)
-        if run is None:
-            raise UserError(
-                "init_from must be a run that has ended, or a .keras file of one. "
-                f"Received: {path}, in which none has"
-            )
-        model = run.load_model()
-    else:
-        model = load_network(place)
+    model, _ = open_trained(path, "init_from", run_dir)
     source = Source(path, model, fresh_branches=network.branch_init == "fresh")
     _check_kind(source, network)
     _check_backbone(source, backbone, whole=isinstance(model, Hydra))

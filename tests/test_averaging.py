@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf.averaging import averaged, build_optimizer
+from dynkhydra_tf.averaging import averaged, build_optimizer, end_averages
 from dynkhydra_tf.optimisation import make_optimizer
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import RunDirectory
@@ -89,6 +89,7 @@ def train(path, stop_at=None):
             run.save_checkpoint(model)
             return model, None
         fit(model, run, batches, held_out, 2, 3, done, verbose=False)
+        end_averages(model)
         run.save_model(model)
         return model, run.metric_rows()
 

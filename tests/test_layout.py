@@ -28,7 +28,7 @@ frozen_maps unfreezing
 stages
 partition
 runs progress figures
-training upcycling
+training upcycling distillation
 costs
 accuracy
 evaluation cut_list

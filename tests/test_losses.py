@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf import losses
+from dynkhydra_tf import losses, plain
+from dynkhydra_tf.fields import values
 from dynkhydra_tf.hydra import Forward
 from dynkhydra_tf.losses import Loss, Sums, cross_entropy, with_settings
-from dynkhydra_tf.settings import NetworkSettings
+from dynkhydra_tf.settings import Settings
 
 LN2, LN3, LN4 = np.log([2, 3, 4])
 
@@ -53,6 +54,44 @@ def test_label_smoothing_is_of_the_classes_and_not_of_the_gate():
     np.testing.assert_allclose(found["cross_entropy"].mean, smoothed, rtol=1e-6)
 
 
+def of_teacher(logits, weights):
+    """The targets that a teacher gives."""
+    return {"teacher_logits": tf.constant(logits), "teacher_weight": tf.constant(weights)}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_by_hand(temperature):
+    # The teacher: 3/4 and 1/4, at T = 2 the odds are the root of 3. The network: 1/2 and 1/2 at every T.
+    forward = plain.Forward(tf.zeros((3, 2)))
+    terms = with_settings(losses.PLAIN, {"distill_weight": 0.5, "distill_temperature": temperature})
+    assert terms["distill"].needs == ("teacher_logits", "teacher_weight")
+    said = of_teacher(np.float32([[LN3, 0], [LN3, 0], [5, 5]]), [1.0, 0.0, 1.0])
+    odds = 3 ** (1 / temperature)
+    p = odds / (1 + odds)
+    divergence = p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))
+    # Of three images one does not count and one agrees.
+    found = losses.sums(terms, forward, targets([0, 0, 0], [0, 0, 0], 1, **said))
+    np.testing.assert_allclose(found["distill"].mean, temperature**2 * divergence / 3, rtol=1e-5)
+    total = losses.total(terms, {name: sums.mean for name, sums in found.items()})
+    np.testing.assert_allclose(total, LN2 + 0.5 * temperature**2 * divergence / 3, rtol=1e-5)
+
+
+def test_the_gate_learns_a_teachers_probabilities_by_cluster():
+    # Classes 0 and 1 are cluster 0. The teacher: 1/2, 1/4, 1/4, so 3/4 and 1/4. The gate: 1/4 and 3/4.
+    gate_logits = tf.constant([[0, LN3]] * 3, tf.float32)
+    forward = Forward(gate_logits, None, None, None, None, gate_logits, None)
+    terms = with_settings({"gater": losses.HYDRA["gater"]}, {"gater_targets": "teacher"})
+    assert terms["gater"].needs == ("teacher_logits", "teacher_weight")
+    clusters = tf.constant([[1, 0], [1, 0], [0, 1]], tf.float32)
+    # It counts for the first image, not for the second, half for the third; their own cluster is 1.
+    said = of_teacher(np.float32([[LN2, 0, 0]] * 3), [1.0, 0.0, 0.5])
+    given = targets([2, 2, 2], [1, 1, 1], 2, clusters=clusters, **said)
+    found = terms["gater"].function(forward, given, **terms["gater"].options)
+    soft, hard = 0.75 * LN4 + 0.25 * (LN4 - LN3), LN4 - LN3
+    np.testing.assert_allclose(found, [soft, hard, (soft + hard) / 2], rtol=1e-5)
+    assert with_settings(losses.HYDRA, {})["gater"].needs == ()
+
+
 def test_branch_losses_are_means_over_the_own_images():
     # Two classes. Branch 0 has the images 0 and 2 (ln 2 and ln 4), branch 1 none, branch 2 image 1 (ln 4/3).
     logits = np.float32([[0, 0], [0, LN3], [LN3, 0]])
@@ -85,7 +124,8 @@ def test_without_heads_the_branch_loss_is_zero():
 
 def test_total_is_the_weighted_sum():
     # 1 * 2 + 1.5 * 4 + 0.05 * 40 = 10.
-    total = losses.total(losses.HYDRA, {"ensemble": 2.0, "gater": 4.0, "branch": 40.0})
+    terms = with_settings(losses.HYDRA, {})
+    total = losses.total(terms, {"ensemble": 2.0, "gater": 4.0, "branch": 40.0})
     np.testing.assert_allclose(total, 10, rtol=1e-6)
 
 
@@ -108,8 +148,10 @@ def test_a_loss_of_default_weight_zero_is_off_until_it_is_given_one():
         ({"gater_weight": float("nan")}, "gater_weight must be at least 0"),
         ({"branch_weight": float("inf")}, "Received: branch_weight=inf"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\). Received: label_smoothing=1.0"),
+        ({"distill_temperature": 0}, "distill_temperature must be above 0 and finite. Received: .*=0"),
+        ({"gater_targets": "soft"}, "gater_targets must be one of hard, teacher. Received: .*'soft'"),
         ({"branch_weight": "1"}, "Received: branch_weight='1'"),
-        ({"gate_weight": 1.0}, "ensemble_weight, gater_weight, branch_weight. Received: gate_weight"),
+        ({"gate_weight": 1.0}, "gater_weight, branch_weight, distill_weight. Received: gate_weight"),
     ],
 )
 def test_bad_weights(weights, message):
@@ -127,4 +169,7 @@ def test_a_loss_must_give_a_value_for_each_image():
 
 def test_each_loss_of_a_hydra_has_its_flag():
     defaults = {f"{name}_weight": loss.weight for name, loss in losses.HYDRA.items()}
-    assert {name: getattr(NetworkSettings(), name) for name in defaults} == defaults
+    settings = values(Settings())
+    assert {name: settings[name] for name in defaults} == defaults
+    options = {name: value for loss in losses.HYDRA.values() for name, value in loss.options.items()}
+    assert {name: settings[name] for name in options} == options

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dynkhydra_tf import backbones, data, gating, partition, routing, settings
+from dynkhydra_tf import backbones, data, gating, losses, partition, routing, settings
 from dynkhydra_tf.data.catalog import DATASETS
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Role, changed, leaves
@@ -56,6 +56,18 @@ def test_every_config_parses(config, monkeypatch):
         (["--alternating_flip", "--noflip"], "--alternating_flip mirrors images: leave --noflip out"),
         (["--label_smoothing=1"], r"label_smoothing must be in \[0, 1\). Received: 1.0"),
         (["--branch_gradient_scale=0"], "branch_gradient_scale must be above 0. Received: 0.0"),
+        (["--distill=runs/a"], "--distill=RUN goes with --distill_weight or with --gater_targets=teacher"),
+        (["--distill_weight=1"], "Received: distill=None, distill_weight=1, gater_targets=hard"),
+        (["--gater_targets=teacher"], "--distill=RUN goes with"),
+        (
+            ["--distill=runs/a", "--system=plain", "--gater_targets=teacher"],
+            "A plain network has no gate to teach: --distill needs --distill_weight",
+        ),
+        (
+            ["--distill=runs/a", "--distill_weight=1", "--backbone=MobileNetV2", "--freeze=stem"],
+            "--freeze trains on maps: add --cached_views=0",
+        ),
+        (["--distill_until=0"], r"distill_until must be in \(0, 1\]. Received: 0.0"),
         (["--learning_rate=0"], "learning_rate must be above 0"),
         (["--learning_rate=inf"], "learning_rate must be above 0"),
         (["--lr_drops=80"], "lr_drops=80: it must be EPOCH:FACTOR pairs"),
@@ -99,6 +111,7 @@ def test_choices_are_those_of_what_they_stand_for():
         "schedule": ("piecewise", "cosine", "linear"),
         "optimizer": ("adamw", "sgd"),
         "class_weights": ("none", "balanced"),
+        "gater_targets": losses.GATER_TARGETS,
     }
     assert sorted(backbones.BACKBONES) == list(settings.BACKBONES)
     assert sorted(DATASETS) == list(settings.DATASETS)

@@ -35,7 +35,9 @@ def save_learning_curves(rows: list[dict], top_k: int, path: style.Path) -> None
         draw(active, "active_branches", r"$\lambda$", "tab:green")
         active.set(title=rf"Branches per image, $\lambda$ (at most K = {top_k})")
     else:
-        draw(loss, "loss", "cross-entropy", "tab:blue")
+        # The total has further losses in it where the network learned from a teacher.
+        alone = "cross_entropy_loss" if "cross_entropy_loss" in rows[-1] else "loss"
+        draw(loss, alone, "cross-entropy", "tab:blue")
     loss.set(title="Loss (nats)")
     _shrink_a_peak(loss)
     accuracy.set(title="Accuracy")

@@ -18,7 +18,7 @@ is built on it are imported where they are used: to read what a run says of itse
 """
 
 from dynkhydra_tf.runs.directory import RunDirectory
-from dynkhydra_tf.runs.finished import FinishedRun, run_of, run_state
+from dynkhydra_tf.runs.finished import FinishedRun, open_trained, run_of, run_state
 from dynkhydra_tf.runs.layout import EvaluationFile, RunFile
 from dynkhydra_tf.runs.networks import check_network, load_network
 
@@ -29,6 +29,7 @@ __all__ = [
     "RunFile",
     "check_network",
     "load_network",
+    "open_trained",
     "run_of",
     "run_state",
 ]

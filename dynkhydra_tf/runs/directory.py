@@ -233,14 +233,14 @@ class RunDirectory(RunLayout):
         return None, 0
 
     def load_best(self) -> "keras.Model":
-        """Returns the model as it was after the best epoch, with its averages if it has any.
+        """Returns the model as it was after the best epoch, to train on.
 
         Raises:
             UserError: that checkpoint cannot be read.
         """
         import keras
 
-        from dynkhydra_tf.averaging import end_averages
+        from dynkhydra_tf.averaging import swap_averages
 
         path = self.checkpoints / _checkpoint_name(int(self.best_row()["step"]))
         try:
@@ -250,7 +250,7 @@ class RunDirectory(RunLayout):
                 f"The best epoch's checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]}): "
                 "start anew with --overwrite, or --early_stopping=0 in another --run_dir"
             ) from error
-        end_averages(model)
+        swap_averages(model)
         return model
 
     def _checkpoints(self):

@@ -226,6 +226,36 @@ def run_of(model_path: str | os.PathLike) -> FinishedRun | None:
     return None if run_state(directory) == "new" else FinishedRun.open(directory)
 
 
+def open_trained(
+    path: str | os.PathLike, flag: str, run_dir: str | os.PathLike | None = None
+) -> "tuple[Hydra | Plain, tuple[str, ...] | None]":
+    """Loads the trained network that a flag of a new run names: of a run that has ended, or of a .keras file.
+
+    Args:
+        flag: its name, for messages.
+        run_dir: the directory of the new run, which must be another one; None where that is known.
+
+    Returns:
+        The network, and its class names in the order of the labels; None where these are not known.
+
+    Raises:
+        UserError: neither of the two, or of the new run itself.
+    """
+    place, wanted = pathlib.Path(path), f"{flag} must be a run that has ended, or a .keras file of one"
+    if run_dir and pathlib.Path(run_dir).resolve() in (place.resolve(), place.resolve().parent):
+        raise UserError(f"{flag} must be another run than --run_dir. Received: {path}")
+    if not place.exists():
+        raise UserError(f"{path} is not there; {wanted}")
+    if not place.is_dir():
+        model, run = load_network(place), run_of(place)
+    else:
+        run = FinishedRun.find(place)
+        if run is None:
+            raise UserError(f"{wanted}. Received: {path}, in which none has")
+        model = run.load_model()
+    return model, model.class_names or (run.class_names if run else None)
+
+
 def _read_json(path):
     """The JSON object of a file."""
     try:
