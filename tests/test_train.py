@@ -17,6 +17,7 @@ import pytest
 from dynkhydra_tf import evaluation, export, train
 from dynkhydra_tf.costs import plain_costs
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.settings import Settings
@@ -200,6 +201,38 @@ def test_a_plain_network_trains_by_the_same_command(command, run_command, tmp_pa
     assert not (tmp_path / "served").exists()
 
 
+@pytest.mark.slow
+def test_a_run_with_a_teacher_and_averages_goes_on(command, tmp_path, capsys, monkeypatch):
+    teacher = shutil.copytree(ROOT / "tests" / "made_by_0_1" / "plain", tmp_path / "teacher")
+    arguments = (f"--distill={teacher}", "--distill_weight=1", "--gater_targets=teacher", "--epochs=2")
+    arguments += ("--distill_until=0.5", "--ema_decay=0.9", "--optimizer=sgd", "--learning_rate=0.05")
+    run = tmp_path / "run"
+
+    def fill(model, path):
+        if model.optimizer.iterations == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keras.Model.save(model, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hydra, "save", fill)
+        assert command(*arguments) == 2
+    assert f"Teacher: {teacher}, Plain on " in capsys.readouterr().out
+    # A teacher that is not where it was is named.
+    teacher.rename(tmp_path / "moved")
+    assert command(*arguments) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: {teacher} is not there; distill must be a run that has ended")
+    (tmp_path / "moved").rename(teacher)
+    assert command(*arguments) is None
+    assert "going on after step 5, epoch 1.00 of 2." in capsys.readouterr().out
+    first, second = rows_of(run)
+    assert float(first["distill_loss"]) > 0 == float(second["distill_loss"])
+    assert float(first["val_distill_loss"]) > 0 < float(second["val_distill_loss"])
+    # The averages: validated, saved and tested alike; digits have no validation split.
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["top1"] == pytest.approx(float(second["val_top1"]), abs=2e-3)
+
+
 def test_a_finished_run_says_so_in_a_moment(tmp_path):
     run = shutil.copytree(ROOT / "tests" / "made_by_0_1" / "hydra", tmp_path / "run")
     script = (
@@ -316,6 +349,7 @@ def test_what_fails_on_data_fails_before_the_run_is_started(
         (["--batch_size=2000"], "batch_size must be from 1 to 1198"),
         (["--epochs=1", "--warmup_epochs=1"], "warmup_epochs must be less than epochs=1"),
         (["--shift=40"], "shift"),
+        (["--distill=nowhere", "--distill_weight=1"], "nowhere is not there; distill must be a run that has"),
         (["--alternating_flip"], "those of digits are not mirrored by default"),
         (["--cutout=40"], "cutout"),
         (["--feature_extractor=EfficientNetB77"], "EfficientNetB7"),
