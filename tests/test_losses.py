@@ -89,6 +89,11 @@ def test_the_gate_learns_a_teachers_probabilities_by_cluster():
     found = terms["gater"].function(forward, given, **terms["gater"].options)
     soft, hard = 0.75 * LN4 + 0.25 * (LN4 - LN3), LN4 - LN3
     np.testing.assert_allclose(found, [soft, hard, (soft + hard) / 2], rtol=1e-5)
+    # A trunk, which says classes, learns them one by one: 1/4, 1/4, 1/2 against 1/2, 1/4, 1/4; its own is 2.
+    trunk = forward._replace(class_logits=tf.constant([[0, 0, LN2]] * 3, tf.float32))
+    soft, hard = 0.75 * LN4 + 0.25 * LN2, LN2
+    found = terms["gater"].function(trunk, given, **terms["gater"].options)
+    np.testing.assert_allclose(found, [soft, hard, (soft + hard) / 2], rtol=1e-5)
     assert with_settings(losses.HYDRA, {})["gater"].needs == ()
 
 
