@@ -136,6 +136,10 @@ def test_a_run_that_goes_on_has_the_averages_of_one_that_was_not_stopped(tmp_pat
     images, labels = coloured_images(np.arange(36) % 6)
     plain.fit(images, labels, batch_size=6, shuffle=False, verbose=0)
     with open_run(tmp_path / "whole") as run:
+        best = run.load_best()
+        file = run.checkpoints / f"step-{int(best.optimizer.iterations.numpy()):08d}.keras"
+        end_averages(best)
+        assert_same(values(best), values(keras.saving.load_model(file)))
         loaded, _ = run.load_checkpoint()
     for mine, theirs in zip(values(loaded), values(plain), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -60,6 +60,9 @@ def test_a_teacher_says_what_its_network_does_in_the_order_of_the_data(trained, 
 
 def test_in_training_it_is_asked_until_it_counts_no_more():
     model, teacher = counting()
+    weighted = batches().map(lambda images, labels: (images, labels, tf.cast(labels, tf.float32)))
+    _, _, weights = next(iter(teacher.beside_training(weighted, step=0, last_step=0)))
+    np.testing.assert_array_equal(weights, LABELS[:6])
     beside = teacher.beside_training(batches(), step=10, last_step=13)
     assert beside.cardinality() == 6
     found = list(beside)
