@@ -43,7 +43,7 @@ class Teacher:
         """Adds to training batches what the teacher says of them, see `losses.OF_TEACHER`.
 
         Args:
-            batches: of (images (B, S, S, 3) uint8, labels (B,) int32), and perhaps weights (B,) of the images;
+            batches: of (images (B, S, S, 3) uint8, labels (B,) int32), and perhaps weights (B,) of these;
                 the first is that of `step`.
             step: steps done.
             last_step: from this step of the run on the teacher is not asked any more, and has no weight.
