@@ -37,6 +37,7 @@ benchmark paper
 analysis
 __init__
 train export predict
+frontier demo
 __main__
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}

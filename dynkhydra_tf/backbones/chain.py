@@ -19,6 +19,7 @@ Layers = list[dict[str, Any]]
 _BLOCK = re.compile(r"(.*block_?\d+[a-z]?|expanded_conv(?:_\d+)?)_")
 # What turns images into normalised ones, or belongs to the convolution that follows: no place for a cut.
 _NO_END = ("InputLayer", "Rescaling", "Normalization", "ZeroPadding2D", "TrueDivide", "Subtract")
+_WEIGHTED = ("Conv2D", "Dense", "DepthwiseConv2D")
 # What belongs to the layer before it.
 _FOLLOWS = ("BatchNormalization", "LayerNormalization", "Activation", "ReLU", "LeakyReLU", "Dropout")
 
@@ -69,6 +70,10 @@ def points(layers: Layers) -> list[Point]:
         if name not in narrow or layer["class_name"] in _NO_END:
             continue
         after = readers[name]
+        if layer["class_name"] == "LayerNormalization" and all(
+            each["class_name"] in _WEIGHTED for each in after
+        ):
+            continue  # it belongs to what follows: the downsampling of ConvNeXt
         if block is None and any(reader["class_name"] in _FOLLOWS for reader in after):
             continue
         if block is not None and name.startswith(block):

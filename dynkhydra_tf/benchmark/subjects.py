@@ -87,8 +87,13 @@ def export_hydra(model: Hydra, path: str | os.PathLike, tau: float) -> None:
     write_endpoints(_served(InferenceGraph(model), tau), path)
 
 
-def export_hydra_at(model: Hydra, path: str | os.PathLike, taus: Sequence[float]) -> dict[float, str]:
-    """Exports a Hydra once, with a signature for each tau that answers as `export.py`'s serving_default does.
+def export_at(
+    model: Hydra | Plain, path: str | os.PathLike, taus: Sequence[float | None]
+) -> dict[float | None, str]:
+    """Exports a network once, with a signature for each tau that answers as that of `export.py` does.
+
+    Args:
+        model: the network. path: where to. taus: thresholds of a Hydra; of a plain network [None].
 
     Returns:
         {tau: name of its signature}.

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.accuracy import evaluate, evaluate_plain
 from dynkhydra_tf.benchmark.inference import run_job, summarise
-from dynkhydra_tf.benchmark.subjects import export_hydra_at, export_network
+from dynkhydra_tf.benchmark.subjects import export_at, export_network
 from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.data import ImageData, evaluation_batches, find_entry
 from dynkhydra_tf.errors import UserError
@@ -109,16 +109,16 @@ def accuracy_rows(
 # === Time ===
 
 
-def timed_images(data: ImageData, batch_size: int) -> np.ndarray:
+def timed_images(data: ImageData, batch_size: int, count: int | None = None) -> np.ndarray:
     """Returns the test images to time, evenly spaced over the split: (requests batch_size, S, S, 3) uint8.
 
-    About `IMAGES` of them, in at least 8 requests.
+    About `count` of them, by default `IMAGES`, in at least 8 requests.
 
     Raises:
         UserError: the split has fewer than two such batches.
     """
     size = data.sizes["test"]
-    requests = min(max(8, IMAGES // batch_size), size // batch_size)
+    requests = min(max(8, (count or IMAGES) // batch_size), size // batch_size)
     if requests < 2:
         raise UserError(
             f"--batch_sizes must be at most {size // 2}, half of the test images. Received: {batch_size}"
@@ -186,7 +186,7 @@ def _saved_models(model, taus, directory):
     if isinstance(model, Plain):
         export_network(model, directory)
         return {None: (directory, "serving_default")}
-    names = export_hydra_at(model, directory, taus)
+    names = export_at(model, directory, taus)
     return {tau: (directory, name) for tau, name in names.items()}
 
 

@@ -10,6 +10,7 @@ _MODULES = {
     "save_branch_use": "branch_use",
     "save_confusion": "confusion",
     "save_embedding": "embedding",
+    "save_frontier": "frontier",
     "save_inference_times": "inference_times",
     "save_interpolation": "interpolation",
     "save_latency": "latency",

@@ -1,0 +1,1 @@
+"""The best network for a budget of milliseconds: several ways to spend it, trained, timed and compared."""

@@ -1,0 +1,74 @@
+"""The networks that are tried: each a training run of its own, all on one stem and with one recipe."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import changed, leaves, values
+from dynkhydra_tf.settings import Settings
+
+TAIL_WIDTHS = (0.25, 0.5, 1.0)
+# Of the Hydra, where nothing else is given.
+BRANCH_WIDTH, COMBINE, PARTITION = 0.25, "gate_weighted", "cluster_optimal"
+CLUSTERING_IMAGES = 20  # of a class: the whole network runs on them
+
+
+class Candidate(NamedTuple):
+    """A network to try.
+
+    Attributes:
+        name: for people.
+        runs: its settings, one for each seed.
+    """
+
+    name: str
+    runs: tuple[Settings, ...]
+
+
+def candidates(settings: Settings, directory: str, seeds: Sequence[int] = ()) -> list[Candidate]:
+    """Returns what is tried: the linear head, plain tails of several widths, a Hydra.
+
+    Args:
+        settings: what all have in common; a network of Keras.
+        directory: where the run directories are to lie.
+        seeds: one run of each network for each; none: the settings' seed alone.
+
+    Raises:
+        UserError: settings that the candidates set themselves.
+    """
+    defaults = {field.name: field.default for field in leaves(Settings)}
+    given = {name: value for name, value in values(settings).items() if value != defaults[name]}
+    for name in ("system", "tail_width", "run_dir"):
+        if name in given:
+            raise UserError(
+                f"--{name} is what the frontier sets for each of its networks: leave it out. "
+                f"Received: {given[name]}"
+            )
+    if settings.network.freeze not in ("none", "stem"):
+        raise UserError(
+            "The frontier's networks share a stem that stays as it is: leave --freeze out. "
+            f"Received: {settings.network.freeze}"
+        )
+    hydra = {
+        "branch_width": BRANCH_WIDTH,
+        "combine": COMBINE,
+        "partition": PARTITION,
+        "feature_images_per_class": CLUSTERING_IMAGES,
+        "feature_extractor": settings.network.backbone,  # EfficientNet-B7 would take longer than all the rest
+    }
+    tried: dict[str, dict[str, Any]] = {"linear head": {"system": "plain", "freeze": "all"}}
+    for width in TAIL_WIDTHS:
+        tried[f"plain, width {width:g}"] = {"system": "plain", "freeze": "stem", "tail_width": width}
+    tried["Hydra"] = {"system": "hydra", "freeze": "stem"} | {
+        name: value for name, value in hydra.items() if name not in given
+    }
+    found = []
+    for name, own in tried.items():
+        key = name.lower().replace(", width ", "-").replace(" ", "-")
+        runs = []
+        for seed in seeds or (settings.optimisation.seed,):
+            path = os.path.join(directory, f"{key}-seed{seed}" if len(seeds) > 1 else key)
+            runs.append(changed(settings, **own, seed=seed, run_dir=path))
+        found.append(Candidate(name, tuple(runs)))
+    return found
