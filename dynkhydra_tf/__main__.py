@@ -14,6 +14,8 @@ VERBS = {
     "evaluate": "evaluation",
     "export": "export",
     "predict": "predict",
+    "frontier": "frontier",
+    "demo": "demo",
     "client": "serving.client",
     "verify": "serving.verify",
     "monitor": "serving.monitor",
