@@ -61,7 +61,7 @@ def test_the_verdict():
     assert verdict([NARROW, WIDE, slow], 100_000) == (
         "Branches pay here: Hydra at tau 0.3 has 85.0% in 3.00 ms, narrow 84.0% in 2.00 ms."
     )
-    # 1.96 sqrt((0.85 * 0.15 + 0.84 * 0.16) / 1000) = 0.0317
+    # About 1.96 sqrt((0.85 * 0.15 + 0.84 * 0.16) / 1000) = 0.0317
     assert "a difference of up to 3.2 points can be chance" in verdict([NARROW, WIDE, slow], 1000)
     worse = slow | {"top1": 0.84}
     assert verdict([NARROW, WIDE, worse], 1000).startswith("Branches do not pay here: at no threshold")
@@ -69,9 +69,11 @@ def test_the_verdict():
 
 
 def test_how_sure_the_choice_is():
-    # 1.96 sqrt(2 * 0.86 * 0.14 / 100) = 0.096
+    # Each is known to +-0.068 by Wilson's interval, their difference to sqrt(2) times that, 0.096.
     assert "With 100 images held out a difference of up to 10 points" in sureness([NARROW, WIDE], 100)
     assert sureness([NARROW, WIDE], 10_000) == ""
+    # All of four right is no certainty: the interval is 0.51 to 1.
+    assert "a difference of up to 35 points" in sureness([point("all right", 1.0, 1.0, 1.0)], 4)
 
 
 def test_the_frontier():

@@ -121,9 +121,11 @@ def verdict(points: Sequence[Point], images: int) -> str:
 def noise(first: float, second: float, images: int) -> float:
     """The difference of two accuracies on so many images that 95 % of chance differences lie within.
 
-    As if the two were right on images of their own; on the same images it is less.
+    By the half-widths of their intervals, as if the two were right on images of their own; on the same images
+    it is less.
     """
-    return Z * math.sqrt((first * (1 - first) + second * (1 - second)) / images)
+    bounds = [wilson_interval(share, images) for share in (first, second)]
+    return math.hypot(*((high - low) / 2 for low, high in bounds))
 
 
 def point_name(point: Point) -> str:
