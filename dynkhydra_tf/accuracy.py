@@ -36,6 +36,12 @@ class Exits:
         """Returns (n,) bool, the images that the trunk answers alone."""
         return exits(self.trunk.confidence[:, np.newaxis], confidence).numpy()
 
+    def served(self, place: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns active and predicted, (n,) int each, at a confidence; `place` is that of the tau."""
+        alone = self.at(confidence)
+        active = np.where(alone, 0, self.active[place])
+        return active, np.where(alone, self.trunk.predicted, self.predicted[place])
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -154,12 +160,22 @@ class Evaluation:
     def _place(self, tau):
         return int(np.flatnonzero(self.taus == tau)[0])
 
-    def tau_table(self, flops: Mapping[str, int]) -> list[dict[str, float]]:
+    def tau_table(
+        self, flops: Mapping[str, int], exit_confidence: float | None = None
+    ) -> list[dict[str, float]]:
         """Returns a dict (tau, active_branches, top1, top5, flops) for each tau.
 
         Args:
             flops: FLOPs by part, from `hydra_costs`.
+            exit_confidence: of a model with a shared trunk; None: the model's.
         """
+        if exit_confidence is not None:
+            return [
+                {"tau": float(tau), **row}
+                for tau in self.taus
+                for row in self.exit_table(flops, tau, [exit_confidence])
+                if row["exit_confidence"] == exit_confidence
+            ]
         return [
             {
                 "tau": float(tau),

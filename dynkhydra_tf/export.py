@@ -4,7 +4,8 @@
     python export.py --run_dir=runs/digits --export_dir=edge --format=litert
 
 The served tau is the run's, or --tau, or picked on the validation split for --target_active_branches or
---max_accuracy_drop. A plain network has none.
+--max_accuracy_drop. A plain network has none. The exit confidence of a shared trunk is the run's, or
+--exit_confidence, or picked on the validation split for --max_exit_drop.
 """
 
 import dataclasses
@@ -70,6 +71,15 @@ class Options(Checked):
         "Pick the highest tau that is at most so many percentage points below the best top-1.",
         least=0,
     )
+    exit_confidence: float | None = setting(
+        None, "Of a shared trunk: the exit confidence to serve with; default: the run's.", above=0, most=1
+    )
+    max_exit_drop: float | None = setting(
+        None,
+        "Pick the lowest exit confidence that loses at most so many percentage points of top-1, such as 0.3, "
+        "on the validation images.",
+        least=0,
+    )
     calibration_split: str = setting(
         "validation",
         "The images to pick tau on. test is for runs that held no validation images out, and makes the test "
@@ -88,6 +98,10 @@ class Options(Checked):
             raise UserError(f"batch_sizes must rise. Received: {','.join(map(str, self.batch_sizes))}")
         if len(self.tau_flags) > 1:
             raise UserError("Give one of --tau, --target_active_branches and --max_accuracy_drop")
+        if len(self.exit_flags) > 1:
+            raise UserError("Give one of --exit_confidence and --max_exit_drop")
+        if self.max_exit_drop is not None and self.calibration_split == "test":
+            raise UserError("--max_exit_drop picks on held-out training images, never on the test images")
 
     @property
     def tau_flags(self) -> list[str]:
@@ -96,9 +110,15 @@ class Options(Checked):
         return [f"--{name}" for name in names if getattr(self, name) is not None]
 
     @property
+    def exit_flags(self) -> list[str]:
+        """The given ones among the flags that say which exit confidence."""
+        names = ("exit_confidence", "max_exit_drop")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+    @property
     def picking(self) -> bool:
-        """Whether tau is to be picked on images."""
-        return bool(self.tau_flags) and self.tau is None
+        """Whether tau or the exit confidence is to be picked on images."""
+        return self.max_exit_drop is not None or (bool(self.tau_flags) and self.tau is None)
 
 
 def main(options: Options) -> None:
@@ -130,6 +150,11 @@ def main(options: Options) -> None:
     served.check_options(options.format, format.OPTIONS)
     if isinstance(model, Plain) and options.tau_flags:
         raise UserError(f"{run.path} holds a plain network, without a gate: leave {options.tau_flags[0]} out")
+    can_exit = getattr(model, "trunk", False)
+    if options.exit_flags and not can_exit:
+        raise UserError(f"{run.path} holds no shared trunk: leave {options.exit_flags[0]} out")
+    if options.exit_confidence is not None:
+        model.exit_confidence = options.exit_confidence
 
     # === Which tau to serve with, and the model card ===
     trained = _trained(run, served.fit)
@@ -142,14 +167,18 @@ def main(options: Options) -> None:
         rows, split, evaluation, images = _tau_table(run, model, costs["flops"], options)
         choice = _choice(model, rows, options)
         print(f"tau {choice.tau:g}: {choice.reason}.")
-        card = hydra_card(served.name, model, run.partition, choice, costs, trained, rows, split)
+        exits = ()
+        if can_exit:
+            exits = _exits(model, evaluation, costs["flops"], choice.tau, options)
+            rows = evaluation.tau_table(costs["flops"], model.exit_confidence) if evaluation else []
+        card = hydra_card(served.name, model, run.partition, choice, costs, trained, rows, split, *exits)
         served = dataclasses.replace(
             served,
             tau=choice.tau,
             card=card,
             tau_rows=rows,
             images=images,
-            validation=evaluation and _histograms(evaluation, choice.tau, served.class_names),
+            validation=evaluation and _histograms(evaluation, model, choice.tau, served.class_names),
         )
 
     # === Write ===
@@ -188,8 +217,8 @@ def _tau_table(run, model, flops, options):
     if split == "validation" and not data.sizes["validation"]:
         if options.picking:
             raise UserError(
-                "The run held out no validation images to pick tau on. Train with --validation_fraction=0.1, "
-                "or pick on the test images, knowing it, with --calibration_split=test"
+                "The run held out no validation images to pick on. Train with --validation_fraction=0.1, "
+                "or pick tau on the test images, knowing it, with --calibration_split=test"
             )
         split = "test"  # only to be shown
     taus = [*calibration.TAUS, *([] if options.tau is None else [options.tau])]
@@ -202,14 +231,34 @@ def _tau_table(run, model, flops, options):
     return rows, split, evaluation, images.round().astype("uint8")
 
 
-def _histograms(evaluation, tau, class_names):
-    """What the model did on the images of an `Evaluation` at a tau: `drift.Histograms`."""
+def _histograms(evaluation, model, tau, class_names):
+    """What the model, as it is served, did on the images of an `Evaluation`: `drift.Histograms`."""
     from dynkhydra_tf.serving.drift import Histograms, Seen
 
     place = evaluation.taus.tolist().index(tau)
-    numbers = evaluation.gate_probability, evaluation.active[place], evaluation.predicted[place]
+    active, predicted = evaluation.active[place], evaluation.predicted[place]
+    if evaluation.exits:
+        active, predicted = evaluation.exits.served(place, model.exit_confidence)
+    numbers = evaluation.gate_probability, active, predicted
     rows = zip(*(values.tolist() for values in numbers), strict=True)
     return Histograms.of((Seen(gate, count, class_names[label]) for gate, count, label in rows), class_names)
+
+
+def _exits(model, evaluation, flops, tau, options):
+    """Which exit confidence to serve with, and the table at the served tau; sets the model's."""
+    from dynkhydra_tf.accuracy import exit_text
+
+    rows = evaluation.exit_table(flops, tau, calibration.EXIT_CONFIDENCES) if evaluation else []
+    if options.max_exit_drop is not None:
+        choice = calibration.most_exits_within(rows, options.max_exit_drop)
+        model.exit_confidence = choice.exit_confidence
+        print(exit_text(rows))
+    elif options.exit_confidence is not None:
+        choice = calibration.ExitChoice(options.exit_confidence, "given with --exit_confidence")
+    else:
+        choice = calibration.ExitChoice(model.exit_confidence, "the run's own")
+    print(f"exit confidence {choice.exit_confidence:g}: {choice.reason}.")
+    return choice, rows
 
 
 def _choice(model, rows, options):
@@ -230,7 +279,7 @@ def _trained(run, fit):
     except UserError:  # not needed to serve the model
         summary = {}
     settings = values(run.settings)
-    keys = ("top1", "top5", "gater_accuracy", "active_branches", "versions")
+    keys = ("top1", "top5", "gater_accuracy", "active_branches", "exits", "versions")
     return {
         **{key: settings[key] for key in ("dataset", "epochs", "seed", "tau")},
         "fit": fit,

@@ -156,6 +156,12 @@ def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsy
             "a plain network, without a gate: leave --tau out",
         ),
         (["--run_dir=PLAIN", "--export_dir=out", "--max_accuracy_drop=1"], "leave --max_accuracy_drop out"),
+        (["--run_dir=RUN", "--export_dir=out", "--exit_confidence=0.5"], "no shared trunk: leave --exit_con"),
+        (["--run_dir=RUN", "--export_dir=out", "--max_exit_drop=1", "--exit_confidence=1"], "Give one of"),
+        (
+            ["--run_dir=RUN", "--export_dir=out", "--max_exit_drop=1", "--calibration_split=test"],
+            "never on the test images",
+        ),
         (["--run_dir=OTHER_ORDER", "--export_dir=out", "--max_accuracy_drop=1"], "trained on other classes"),
         (["--run_dir=FEWER", "--export_dir=out", "--target_active_branches=1"], "trained on other classes"),
     ],
@@ -328,3 +334,33 @@ def test_a_full_disk(command, run_dir, tmp_path, capsys, format):
 def test_verify_bad_input(verified, capsys, options, message):
     assert verified(*options) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_exit_confidence_is_picked_and_served(command, verified, run_dir, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "partition.json").write_text((run_dir / "partition.json").read_text())
+    (run / "flags.cfg").write_text((run_dir / "flags.cfg").read_text() + "\n--trunk")
+    keras.utils.set_random_seed(0)
+    model = Hydra(ResNet(1, image_size=32), CLUSTERS, top_k=2, tau=0.3, trunk=True)
+    model.save(run / "model.keras")
+    options = [f"--run_dir={run}", f"--export_dir={tmp_path}/out/digits", "--batch_sizes=1"]
+    assert command(*options, "--max_exit_drop=100") is None
+    assert "exit confidence 0.2: the lowest at most 100 points below" in capsys.readouterr().out
+    version = tmp_path / "out" / "digits" / "1"
+    card = (version / "model_card.md").read_text()
+    for text in (
+        "- Exit confidence: 0.2,",
+        "| 0.2 (served) |",
+        "| 0.3 (served) |",
+        "or none where the trunk",
+    ):
+        assert text in card
+    with native.SavedModel(version) as served:
+        # What serving_default does is what 0.2 does, and there are exits.
+        images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        model.exit_confidence = 0.2
+        expected = np.sum(model(images)["selected"], axis=1)
+        np.testing.assert_array_equal(served.run({"images": images})["active_branches"], expected)
+    assert verified(f"--model_dir={version}") is None

@@ -1,7 +1,13 @@
 import pytest
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.serving.calibration import TAUS, least_active_branches, most_tau_within
+from dynkhydra_tf.serving.calibration import (
+    EXIT_CONFIDENCES,
+    TAUS,
+    least_active_branches,
+    most_exits_within,
+    most_tau_within,
+)
 
 ROWS = [
     {"tau": 0.0, "active_branches": 4.0, "top1": 0.70},
@@ -48,3 +54,28 @@ def test_the_reason_has_the_numbers():
 def test_bad_input(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+EXIT_ROWS = [
+    {"exit_confidence": 0.4, "exits": 0.6, "active_branches": 0.5, "top1": 0.697},
+    {"exit_confidence": 0.6, "exits": 0.3, "active_branches": 0.9, "top1": 0.699},
+    {"exit_confidence": 1.0, "exits": 0.0, "active_branches": 1.2, "top1": 0.700},
+]
+
+
+def test_exit_confidences_rise_to_never():
+    assert list(EXIT_CONFIDENCES) == sorted(set(EXIT_CONFIDENCES)) and EXIT_CONFIDENCES[-1] == 1
+
+
+@pytest.mark.parametrize(("points", "confidence"), [(0, 1.0), (0.15, 0.6), (0.35, 0.4)])
+def test_the_lowest_exit_confidence_within_the_accuracy(points, confidence):
+    assert most_exits_within(EXIT_ROWS, points).exit_confidence == confidence
+
+
+def test_the_reason_of_an_exit_confidence():
+    assert most_exits_within(EXIT_ROWS, 0.15).reason == (
+        "the lowest at most 0.15 points below the top-1 without exits (70.00%): 30.0% exit, top-1 69.90% at "
+        "lambda 0.90"
+    )
+    with pytest.raises(UserError, match="max_exit_drop must be 0 or more"):
+        most_exits_within(EXIT_ROWS, float("nan"))

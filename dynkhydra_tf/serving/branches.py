@@ -10,7 +10,7 @@ H W C feature map of the stem, h w c projection of a branch, P floats of one bra
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -57,19 +57,30 @@ class StackedBranches(tf.Module):
             self._trace, input_signature=[stack, tf.TensorSpec((), tf.int32), features], autograph=False
         ).get_concrete_function()
 
-    def __call__(self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor) -> tf.Tensor:
-        """Returns the combined projections of a batch.
+    def ready(self) -> tf.Tensor:
+        """Returns the variable's value: to be read before a tf.cond within which the branches are called."""
+        return tf.identity(self._rows)
+
+    def __call__(
+        self,
+        features: tf.Tensor,
+        gate: tf.Tensor,
+        selected: tf.Tensor,
+        ready: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns the combined projections of a batch, in which some image at least has a branch.
 
         Args:
             features: (B, H, W, C) float32, B > 0.
             gate: (B, N) float32, probabilities.
             selected: (B, N) bool, from `select_branches`.
+            ready: what `ready` returned; None: it is called here.
 
         Returns:
-            (B, h, w, c) float32.
+            (B, h, w, c) float32; zeros for an image without a branch.
         """
         weights = combination_weights(gate, selected, self.combine)
-        stack = tf.identity(self._rows)
+        stack = self.ready() if ready is None else ready
         combined = tf.cond(
             tf.shape(features)[0] == 1,
             lambda: self._one_image(stack, features, weights[0], selected[0]),
@@ -137,7 +148,12 @@ class UnrolledBranches(tf.Module):
         self.projection_shape = model.branches.projection_shape
         self._body, self._weights, self._values = _folded(model.branches)
 
-    def __call__(self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor) -> tf.Tensor:
+    def ready(self) -> None:
+        """Nothing: the weights are constants."""
+
+    def __call__(
+        self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor, ready: None = None
+    ) -> tf.Tensor:
         """Returns the combined projections (B, h, w, c) of a batch; see `StackedBranches`."""
         weights = combination_weights(gate, selected, self.combine)
         needed = tf.cast(selected, tf.int32)
@@ -148,7 +164,7 @@ class UnrolledBranches(tf.Module):
                 image = tf.where(needed[:, index])[:, 0]
                 # tf2onnx can lose the shapes of what comes into this function, and a convolution needs it.
                 rows = tf.ensure_shape(tf.gather(features, image), features.shape)
-                with _constants(zip(self._weights, own, strict=True)):
+                with constants(zip(self._weights, own, strict=True)):
                     projections = self._body(rows)
                 if self.combine != "sum":
                     projections *= tf.gather(weights[:, index], image)[:, None, None, None]
@@ -168,12 +184,12 @@ def constant_weights(*layers: keras.Layer) -> Iterator[None]:
     """
     with tf.init_scope():
         weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
-    with _constants(weights):
+    with constants(weights):
         yield
 
 
-def _constants(weights):
-    """A scope in which variables have other values: pairs of a variable and an array."""
+def constants(weights: Iterable[tuple[keras.Variable, np.ndarray]]) -> keras.StatelessScope:
+    """Returns a scope in which variables have other values: pairs of a variable and an array."""
     return keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights])
 
 

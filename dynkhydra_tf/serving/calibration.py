@@ -1,4 +1,7 @@
-"""Which tau to serve with: given, or picked from a tau table for a budget of compute or of accuracy."""
+"""Which tau to serve with: given, or picked from a tau table for a budget of compute or of accuracy.
+
+Likewise the exit confidence of a shared trunk, from the table of exits.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,6 +10,22 @@ from dynkhydra_tf.errors import UserError
 
 # Close where the gate's probabilities are: with nb = 20 few second branches have more than 0.3.
 TAUS = (*(i / 100 for i in range(11)), *(i / 50 for i in range(6, 16)), *(i / 20 for i in range(7, 20)))
+
+
+EXIT_CONFIDENCES = (*(i / 50 for i in range(10, 48)), 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitChoice:
+    """An exit confidence and why it was picked.
+
+    Attributes:
+        exit_confidence: float in (0, 1].
+        reason: str, a sentence for people.
+    """
+
+    exit_confidence: float
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +87,28 @@ def most_tau_within(rows: Sequence[Mapping], points: float) -> Choice:
     row = max((row for row in rows if best - row["top1"] <= points / 100), key=lambda row: row["tau"])
     return Choice(
         row["tau"], f"the highest at most {points:g} points below the best top-1 ({best:.2%}): {_result(row)}"
+    )
+
+
+def most_exits_within(rows: Sequence[Mapping], points: float) -> ExitChoice:
+    """Picks the lowest exit confidence of a table that loses at most `points` percentage points of top-1.
+
+    Args:
+        rows: list of dicts with exit_confidence, exits, active_branches and top1, exit_confidence rising to
+            1, where no image exits; as `Evaluation.exit_table` gives them. Measured on held-out images.
+        points: float >= 0, percentage points of top-1.
+
+    Raises:
+        UserError: a loss that is negative or not a number.
+    """
+    if not points >= 0:
+        raise UserError(f"max_exit_drop must be 0 or more percentage points. Received: {points}")
+    never = rows[-1]["top1"]
+    row = next(row for row in rows if never - row["top1"] <= points / 100)
+    return ExitChoice(
+        row["exit_confidence"],
+        f"the lowest at most {points:g} points below the top-1 without exits ({never:.2%}): "
+        f"{row['exits']:.1%} exit, {_result(row)}",
     )
 
 

@@ -8,7 +8,7 @@ from dynkhydra_tf.costs import inference_flops, inference_parameters
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.calibration import Choice
+from dynkhydra_tf.serving.calibration import Choice, ExitChoice
 from dynkhydra_tf.serving.served_model import ServedModel
 
 
@@ -21,6 +21,8 @@ def hydra_card(
     trained: Mapping,
     tau_rows: Sequence[Mapping] = (),
     tau_split: str | None = None,
+    exit_choice: ExitChoice | None = None,
+    exit_rows: Sequence[Mapping] = (),
 ) -> str:
     """Returns the text of a Hydra's model_card.md.
 
@@ -34,14 +36,18 @@ def hydra_card(
             tau, and top1, top5, active_branches, gater_accuracy, versions or None.
         tau_rows: rows of `Evaluation.tau_table`; may be empty.
         tau_split: the split that they were measured on.
+        exit_choice: of a shared trunk, the served exit confidence and why.
+        exit_rows: rows of `Evaluation.exit_table` at the served tau, on the same split; may be empty.
     """
     flops = costs["flops"]
     features = f" on features of {partition.extractor}" if partition.extractor else ""
     lines = [
         *_head(name, "DynK-Hydra", model),
-        f"{model.num_branches} branches, of which an image runs 1 to {model.top_k}.",
+        f"{model.num_branches} branches, of which an image runs 1 to {model.top_k}"
+        f"{', or none where the trunk is sure' if exit_choice else ''}.",
         "",
         f"- Threshold tau: {choice.tau:g}, {choice.reason}.",
+        *([_exit_line(exit_choice, flops)] if exit_choice else []),
         _picture(trained),
         f"- Combination of the projections: {model.combine}.",
         _backbone(model),
@@ -52,12 +58,13 @@ def hydra_card(
         *_training(trained, f"; classes clustered by {partition.strategy}{features}"),
     ]
     if trained.get("top1") is not None:
+        mean_flops = inference_flops(flops, trained["active_branches"], trained.get("exits") or 0.0)
         lines += [
             "",
             f"On the test split at tau {trained['tau']:g}, that of the run: top-1 {trained['top1']:.2%}, "
             f"top-5 {trained['top5']:.2%}, gater {trained['gater_accuracy']:.2%}, lambda "
             f"{trained['active_branches']:.2f} (mean branches of an image), "
-            f"{inference_flops(flops, trained['active_branches']) / 1e6:.1f} MFLOPs.",
+            f"{mean_flops / 1e6:.1f} MFLOPs.",
         ]
     lines += _versions(trained)
     if tau_rows:
@@ -76,10 +83,35 @@ def hydra_card(
                 f"| {row['tau']:g}{served} | {row['active_branches']:.2f} | {row['top1']:.2%} "
                 f"| {row['top5']:.2%} | {row['flops'] / 1e6:.1f} |"
             )
+    if exit_rows:
+        lines += [
+            "",
+            "## Accuracy and compute by exit confidence",
+            "",
+            f"Measured on the {tau_split} split at tau {choice.tau:g}. A request may set its own (signature "
+            "`with_exit_confidence`).",
+            "",
+            "| exit confidence | exits | lambda | top-1 | top-5 | MFLOPs |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in exit_rows:
+            served = " (served)" if row["exit_confidence"] == exit_choice.exit_confidence else ""
+            lines.append(
+                f"| {row['exit_confidence']:g}{served} | {row['exits']:.1%} | {row['active_branches']:.2f} "
+                f"| {row['top1']:.2%} | {row['top5']:.2%} | {row['flops'] / 1e6:.1f} |"
+            )
     lines += ["", "## Class clusters, one for each branch", ""]
     for index, names in enumerate(partition.clusters):
         lines += _wrapped(f"- {index}: {', '.join(names)}")
     return "\n".join(lines) + "\n"
+
+
+def _exit_line(choice, flops):
+    return (
+        f"- Exit confidence: {choice.exit_confidence:g}, {choice.reason}. An image whose best class the "
+        "shared trunk gives at least this probability runs no branch and no combiner: "
+        f"{inference_flops(flops, 0, 1) / 1e6:.1f} MFLOPs. At 1 none exits."
+    )
 
 
 def plain_card(

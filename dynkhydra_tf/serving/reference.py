@@ -39,7 +39,7 @@ def make_reference(
     """Makes one or two requests for each signature and answers them with the Keras model.
 
     Args:
-        model: `Hydra` or `Plain`; its own tau is not used.
+        model: `Hydra` or `Plain`; its own tau is not used, its own exit confidence is.
         class_names: M str.
         fit, top_classes: as for `signatures`.
         tau: the served threshold; None for a plain network.
@@ -52,8 +52,10 @@ def make_reference(
     rng = np.random.default_rng(seed)
     size = model.backbone.input_shape[0]
 
-    def answer(images, tau, signature):
-        out = model(images) if tau is None else model(images, tau=tau)
+    def answer(images, inputs, signature):
+        knobs = {} if tau is None else {"tau": tau}
+        knobs |= {name: inputs[name] for name in ("tau", "exit_confidence") if name in inputs}
+        out = model(images, **knobs)
         gate = {}
         if tau is not None:
             selected = out["selected"].numpy()
@@ -76,14 +78,21 @@ def make_reference(
 
     requests = []
     batches = [("serving_default", 1), ("serving_default", 5)]
+    # One exits whatever it is, one never does, and of a batch some.
+    can_exit = getattr(model, "trunk", False)
+    confidences = {"exit_confidence": np.array([1e-6, 1.0, 0.5], np.float32)}
     if tau is not None:
         batches += [("with_tau", 3), ("gate", 2)]
+    if can_exit:
+        batches += [("with_exit_confidence", 1), ("with_exit_confidence", 3)]
     for signature, batch in batches:
         images = _pictures(rng, batch, size, size)
         inputs = {"images": images.astype(input_dtype)}
-        if signature == "with_tau":
-            inputs["tau"] = np.array([0.0, tau, 0.5], np.float32)
-        outputs = answer(images, inputs.get("tau", tau), signature)
+        if signature.startswith("with_"):
+            inputs["tau"] = np.array([0.0, tau, 0.5], np.float32)[:batch]
+        if signature == "with_exit_confidence":
+            inputs |= {name: values[:batch] for name, values in confidences.items()}
+        outputs = answer(images, inputs, signature)
         requests.append({"signature": signature, "inputs": inputs, "outputs": outputs})
     files = [
         tf.io.encode_jpeg(_pictures(rng, 1, size, 2 * size)[0]).numpy(),
@@ -95,9 +104,12 @@ def make_reference(
     inputs = {"image_bytes": np.array(files, object)}
     asked = [("image_bytes", inputs)]
     if tau is not None:
-        asked.append(("image_bytes_with_tau", {**inputs, "tau": np.array([tau, 0.5, 0.0], np.float32)}))
+        with_tau = {**inputs, "tau": np.array([tau, 0.5, 0.0], np.float32)}
+        asked.append(("image_bytes_with_tau", with_tau))
+        if can_exit:
+            asked.append(("image_bytes_with_exit_confidence", {**with_tau, **confidences}))
     for signature, inputs in asked:
-        outputs = answer(images, inputs.get("tau", tau), signature)
+        outputs = answer(images, inputs, signature)
         for name, array in outputs.items():
             array[-1] = -1 if "class_id" in name else b"" if array.dtype == object else 0
         outputs["error"] = np.array([b"", b"", why_unreadable(files[-1]).encode()], object)

@@ -26,7 +26,7 @@ class ServedModel:
 
     Attributes:
         name: its name on a server.
-        model: `Hydra` or `Plain`; exporting leaves it as it is.
+        model: `Hydra` or `Plain`; exporting leaves it as it is. Its own exit confidence is served.
         class_names: M str, in the order of the labels.
         fit: how a picture becomes square, see `preprocess`.
         tau: the threshold to serve with, in [0, 1); None for a plain network.
@@ -69,8 +69,6 @@ class ServedModel:
         from dynkhydra_tf.hydra import Hydra
 
         check_name(self.name)
-        if getattr(self.model, "trunk", False):
-            raise UserError("A Hydra with a shared trunk cannot be exported yet. Received: trunk=True")
         classes = self.model.num_classes
         if len(self.class_names) != classes:
             raise ValueError(f"There must be {classes} class names. Received: {len(self.class_names)}")

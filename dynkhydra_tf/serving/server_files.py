@@ -122,14 +122,17 @@ def write_warmup(
     def requests(batch):
         # One value stands for all in a TensorProto.
         images = tf.make_tensor_proto(128, input_dtype, (batch, size, size, 3))
-        taus = tf.make_tensor_proto(0.0, tf.float32, (batch,))
+        taus = {"tau": tf.make_tensor_proto(0.0, tf.float32, (batch,))}
+        confidences = {"exit_confidence": tf.make_tensor_proto(1.0, tf.float32, (batch,))}
         files = tf.make_tensor_proto([picture] * batch, tf.string)
         return {
             "serving_default": {"images": images},
-            "with_tau": {"images": images, "tau": taus},
+            "with_tau": {"images": images, **taus},
+            "with_exit_confidence": {"images": images, **taus, **confidences},
             "gate": {"images": images},
             "image_bytes": {"image_bytes": files},
-            "image_bytes_with_tau": {"image_bytes": files, "tau": taus},
+            "image_bytes_with_tau": {"image_bytes": files, **taus},
+            "image_bytes_with_exit_confidence": {"image_bytes": files, **taus, **confidences},
         }
 
     path = pathlib.Path(directory) / "assets.extra" / "tf_serving_warmup_requests"

@@ -6,17 +6,20 @@
 | image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer, error (B) string |
 | with_tau, of a Hydra | images, tau (B) float32 in [0, 1) | answer |
 | image_bytes_with_tau, of a Hydra | image_bytes, tau | answer, error |
+| with_exit_confidence, of a shared trunk | images, tau, exit_confidence (B) float32 in (0, 1] | answer |
+| image_bytes_with_exit_confidence, likewise | image_bytes, tau, exit_confidence | answer, error |
 | gate, of a Hydra | images | gate, selected (B,N) bool, active_branches |
 
 answer: probabilities (B,M) float32, class_id (B) int32, label (B) string; of a Hydra also gate (B,N) float32
-and active_branches (B) int32; with top classes k also top_class_ids (B,k) int32, top_labels (B,k) string and
-top_probabilities (B,k) float32, best first. Every output has the batch axis, which TensorFlow Serving's
-batching needs. Axis letters: B batch, S side of an image, N branches (nb), M classes.
+and active_branches (B) int32, 0 where a shared trunk answered alone; with top classes k also top_class_ids
+(B,k) int32, top_labels (B,k) string and top_probabilities (B,k) float32, best first. Every output has the
+batch axis, which TensorFlow Serving's batching needs. Axis letters: B batch, S side of an image, N branches
+(nb), M classes.
 
 error is empty where all is well. A file that cannot be read does not fail its batch, in which a server may
 have put other people's requests: error says what is wrong with it, the class ids of its row are -1, and all
 else in it is zero, empty or false. What is wrong with a request as a whole (its shapes, its types, more than
-max_batch images, a float image out of range, a tau) fails it, with a message that says so.
+max_batch images, a float image, tau or confidence out of range) fails it, with a message that says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +45,7 @@ def signatures(
     """Makes the signatures of a model.
 
     Args:
-        graph: `InferenceGraph`.
+        graph: `InferenceGraph`; its model's exit confidence is that where the request gives none.
         class_names: M str.
         fit: how a picture becomes square, see `preprocess`.
         tau: float in [0, 1), the threshold where the request gives none; None for a plain network.
@@ -58,16 +61,18 @@ def signatures(
     labels = tf.constant(list(class_names))
     images = tf.TensorSpec((None, size, size, 3), input_dtype, name="images")
     thresholds = tf.TensorSpec((None,), tf.float32, name="tau")
+    confidences = tf.TensorSpec((None,), tf.float32, name="exit_confidence")
     pictures = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    own = [value for value, has in ((tau, graph.gated), (_own_confidence(graph), graph.can_exit)) if has]
 
     # What the signatures share is traced once: the file holds each of these functions once.
     checked = [tf.TensorSpec((None, size, size, 3), tf.uint8)]
     if graph.gated:
-        checked.append(tf.TensorSpec((None,), tf.float32))
+        checked += [tf.TensorSpec((None,), tf.float32)] * len(own)
         gating_of = concrete(graph.gating, *checked)
 
-    def classify(images, *tau):
-        outputs = graph.answer(images, gating_of(images, *tau) if graph.gated else None)
+    def classify(images, *knobs):
+        outputs = graph.answer(images, gating_of(images, *knobs) if graph.gated else None)
         outputs["label"] = tf.gather(labels, outputs["class_id"])
         if top_classes:
             best = tf.math.top_k(outputs["probabilities"], top_classes)
@@ -82,31 +87,39 @@ def signatures(
         lambda files: prepare_pictures(_checked_files(files, max_batch), size, fit, max_pixels), pictures
     )
 
-    def at_own_tau(images):
-        if not graph.gated:
-            return (images,)
-        return images, tf.fill(tf.shape(images)[:1], tf.constant(tau, tf.float32))
+    def with_knobs(images, *given):
+        """The images and what the request gives, checked; for what it does not give, the model's own."""
+        checks = (_checked_tau, _checked_confidence)
+        given = [check(value, images) for check, value in zip(checks, given, strict=False)]
+        others = [tf.fill(tf.shape(images)[:1], tf.constant(v, tf.float32)) for v in own[len(given) :]]
+        return images, *given, *others
 
     def serving_default(images):
-        return answer(*at_own_tau(prepared(images)))
+        return answer(*with_knobs(prepared(images)))
 
     def told(outputs, error):
         return {**{name: _blank(name, value, error) for name, value in outputs.items()}, "error": error}
 
     def image_bytes(image_bytes):
         images, error = decoded(image_bytes)
-        return told(answer(*at_own_tau(images)), error)
+        return told(answer(*with_knobs(images)), error)
 
     def image_bytes_with_tau(image_bytes, tau):
         images, error = decoded(image_bytes)
-        return told(answer(images, _checked_tau(tau, images)), error)
+        return told(answer(*with_knobs(images, tau)), error)
+
+    def image_bytes_with_exit_confidence(image_bytes, tau, exit_confidence):
+        images, error = decoded(image_bytes)
+        return told(answer(*with_knobs(images, tau, exit_confidence)), error)
 
     def with_tau(images, tau):
-        images = prepared(images)
-        return answer(images, _checked_tau(tau, images))
+        return answer(*with_knobs(prepared(images), tau))
+
+    def with_exit_confidence(images, tau, exit_confidence):
+        return answer(*with_knobs(prepared(images), tau, exit_confidence))
 
     def gate(images):
-        gating = gating_of(*at_own_tau(prepared(images)))
+        gating = gating_of(*with_knobs(prepared(images)))
         outputs = {"gate": gating.gate, "selected": gating.selected}
         return {**outputs, "active_branches": count_branches(gating.selected)}
 
@@ -123,7 +136,17 @@ def signatures(
             "image_bytes_with_tau": function(image_bytes_with_tau, pictures, thresholds),
             "gate": function(gate, images),
         }
+    if graph.can_exit:
+        of_files = function(image_bytes_with_exit_confidence, pictures, thresholds, confidences)
+        served |= {
+            "with_exit_confidence": function(with_exit_confidence, images, thresholds, confidences),
+            "image_bytes_with_exit_confidence": of_files,
+        }
     return served
+
+
+def _own_confidence(graph):
+    return graph.model.exit_confidence if graph.can_exit else None
 
 
 def concrete(call: Callable, *inputs: tf.TensorSpec) -> Callable:
@@ -176,19 +199,27 @@ def _checked_images(images, size, fit, max_batch):
 
 
 def _checked_tau(tau, images):
-    count, more = _sizes(tau, 2)
+    return _checked_each("tau", tau, images, (tau >= 0) & (tau < 1), "[0, 1)")
+
+
+def _checked_confidence(value, images):
+    return _checked_each("exit_confidence", value, images, (value > 0) & (value <= 1), "(0, 1]")
+
+
+def _checked_each(name, values, images, right, allowed):
+    count, more = _sizes(values, 2)
     checks = [
         tf.debugging.Assert(
             (count == tf.shape(images)[0]) & (more == 0),
-            ["tau must have a value for each image. Received the shape:", tf.shape(tau)],
+            [f"{name} must have a value for each image. Received the shape:", tf.shape(values)],
         ),
         tf.debugging.Assert(
-            tf.reduce_all(tf.reshape((tau >= 0) & (tau < 1), [-1])),
-            ["tau must be in [0, 1), not NaN. Received:", tau],
+            tf.reduce_all(tf.reshape(right, [-1])),
+            [f"{name} must be in {allowed}, not NaN. Received:", values],
         ),
     ]
     with tf.control_dependencies(checks):
-        return tf.identity(tau)
+        return tf.identity(values)
 
 
 def _sizes(tensor, count):
