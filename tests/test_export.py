@@ -362,5 +362,6 @@ def test_the_exit_confidence_is_picked_and_served(command, verified, run_dir, tm
         images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
         model.exit_confidence = 0.2
         expected = np.sum(model(images)["selected"], axis=1)
+        assert not expected.all()
         np.testing.assert_array_equal(served.run({"images": images})["active_branches"], expected)
     assert verified(f"--model_dir={version}") is None
