@@ -20,7 +20,8 @@ PHOTOS = ("folder", "photos.cfg")
 def test_every_config_parses(config, monkeypatch):
     monkeypatch.chdir(ROOT)  # nested flagfiles are relative to the working directory
     dataset = parse([f"--flagfile=configs/{config}"]).data.dataset
-    assert dataset in config or config in ("base.cfg", "short.cfg") or (dataset, config) == PHOTOS
+    shared = ("base.cfg", "plus.cfg", "short.cfg")
+    assert dataset in config or config in shared or (dataset, config) == PHOTOS
 
 
 @pytest.mark.parametrize(
