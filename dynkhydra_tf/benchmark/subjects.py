@@ -17,6 +17,7 @@ from dynkhydra_tf.folding import fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving.branches import constants_of
 from dynkhydra_tf.serving.formats.saved_model import write_endpoints
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.signatures import signatures
@@ -109,8 +110,13 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
     """
     graph, branches = _folded(model, active)
+    constants = constants_of(*graph.shared_parts, *branches)
 
     def static(batch):
+        with constants():
+            return run(batch)
+
+    def run(batch):
         features = graph.stem(graph.normalize(batch))
         if not gater:
             return {"features": tf.reduce_mean(features, axis=(1, 2))}
@@ -126,14 +132,15 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
 def export_masked(model: Hydra, path: str | os.PathLike, tau: float) -> None:
     """Exports what runs every branch on the whole batch and masks: same answers as the Hydra."""
     graph, (_, branches) = InferenceGraph(model), _folded(model, model.num_branches)
+    constants = constants_of(graph.model.combiner, *branches)
 
     def masked(batch):
         gating = graph.gating(batch, tau)
         weights = combination_weights(gating.gate, gating.selected, model.combine)
-        combined = tf.add_n(
-            [branch(gating.features) * weights[:, i, None, None, None] for i, branch in enumerate(branches)]
-        )
-        return {"probabilities": tf.nn.softmax(graph.model.combiner(combined)), "gate": gating.gate}
+        with constants():
+            projections = [branch(gating.features) for branch in branches]
+            combined = tf.add_n([p * weights[:, i, None, None, None] for i, p in enumerate(projections)])
+            return {"probabilities": tf.nn.softmax(graph.model.combiner(combined)), "gate": gating.gate}
 
     write_endpoints({"serving_default": _on_images(masked)}, path)
 

@@ -9,8 +9,7 @@ Axis letters: B batch, N branches (nb), K most branches of an image, R routes (p
 H W C feature map of the stem, h w c projection of a branch, P floats of one branch.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -164,7 +163,7 @@ class UnrolledBranches(tf.Module):
                 image = tf.where(needed[:, index])[:, 0]
                 # tf2onnx can lose the shapes of what comes into this function, and a convolution needs it.
                 rows = tf.ensure_shape(tf.gather(features, image), features.shape)
-                with constants(zip(self._weights, own, strict=True)):
+                with _constants(zip(self._weights, own, strict=True)):
                     projections = self._body(rows)
                 if self.combine != "sum":
                     projections *= tf.gather(weights[:, index], image)[:, None, None, None]
@@ -175,21 +174,20 @@ class UnrolledBranches(tf.Module):
         return tf.ensure_shape(combined, (None, *self.projection_shape))
 
 
-@contextlib.contextmanager
-def constant_weights(*layers: keras.Layer) -> Iterator[None]:
-    """A scope in which the layers' variables are constants of the function that is being traced.
+def constants_of(*layers: keras.Layer) -> Callable[[], keras.StatelessScope]:
+    """Returns what opens a scope in which the layers' weights, as they are now, are constants.
 
-    For converters. A variable, or a constant of the function outside, would come into a tf.cond's function
-    as an input: LiteRT does not find its value there and tf2onnx not even its shape.
+    It is asked for before a function is traced: a variable that is read meanwhile is saved with it. It is
+    entered in the function that uses the weights: a variable, or a constant of the function outside, would
+    come into a tf.cond's function as an input. LiteRT does not find its value there and tf2onnx not even its
+    shape.
     """
-    with tf.init_scope():
-        weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
-    with constants(weights):
-        yield
+    weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
+    return lambda: _constants(weights)
 
 
-def constants(weights: Iterable[tuple[keras.Variable, np.ndarray]]) -> keras.StatelessScope:
-    """Returns a scope in which variables have other values: pairs of a variable and an array."""
+def _constants(weights):
+    """A scope in which variables have other values: pairs of a variable and an array."""
     return keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights])
 
 

@@ -3,9 +3,10 @@
 No heads, batch normalisation folded into the convolutions, float32, and branches that run only where an
 image needs them; where a shared trunk answers alone, neither branches nor combiner. Axis letters: B batch,
 S side of an image, N branches (nb), M classes, h w c a projection.
+
+The weights of the parts that every image runs are constants of the graph, those of the branches a variable.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from dynkhydra_tf.folding import fold
 from dynkhydra_tf.gating import exits, select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches, constants
+from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches, constants_of
 
 
 class Gating(NamedTuple):
@@ -55,16 +56,23 @@ class InferenceGraph(tf.Module):
         self.model = model = model.for_inference()
         for part in model.shared_parts:
             fold(part)
+        layers = [inner for part in model.shared_parts for inner in (part, *part.layers)]
+        self._constants = {id(layer): constants_of(layer) for layer in layers}
         self.gated = isinstance(model, Hydra)
         self.can_exit = self.gated and model.trunk
         if self.gated:
             self.branches = (UnrolledBranches if unrolled else StackedBranches)(model)
-        self._combiner_weights = None
         if self.can_exit:
             one_hot = np.arange(model.num_branches) == np.array(model.cluster_of_class)[:, np.newaxis]
             self._in_cluster = one_hot.astype(np.float32)  # (M, N)
-            if unrolled:
-                self._combiner_weights = [(weight, weight.numpy()) for weight in model.combiner.variables]
+
+    def _run(self, layer, inputs):
+        """Runs a part with constant weights: oneDNN lays these out once.
+
+        A filter that comes from a variable it lays out at each call, or makes patches and a matrix product.
+        """
+        with self._constants[id(layer)]():
+            return layer(inputs)
 
     def gating(
         self,
@@ -84,14 +92,14 @@ class InferenceGraph(tf.Module):
         """
         if not self.gated:
             return None
-        features = self.model.stem(self.model.normalize(images))
+        features = self._run(self.model.stem, self.model.normalize(images))
         if not self.can_exit:
-            gate = tf.nn.softmax(self.model.gater(features))
+            gate = tf.nn.softmax(self._run(self.model.gater, features))
             return Gating(features, gate, select_branches(gate, self.model.top_k, tau))
         to_map, *to_logits = self.model.gater.layers
-        trunk = logits = to_map(features)
+        trunk = logits = self._run(to_map, features)
         for layer in to_logits:
-            logits = layer(logits)
+            logits = self._run(layer, logits)
         classes = tf.nn.softmax(logits)
         gate = classes @ self._in_cluster
         confidence = self.model.exit_confidence if exit_confidence is None else exit_confidence
@@ -103,7 +111,7 @@ class InferenceGraph(tf.Module):
         """Runs a Hydra's selected branches and its combiner: class probabilities (B, M) float32."""
         if not self.can_exit:
             branches = self.branches(gating.features, gating.gate, gating.selected)
-            return tf.nn.softmax(self.model.combiner(branches))
+            return tf.nn.softmax(self._run(self.model.combiner, branches))
         used = tf.reduce_sum(tf.cast(gating.selected, tf.int32), axis=1)
         ready = self.branches.ready()
         return tf.cond(
@@ -118,8 +126,7 @@ class InferenceGraph(tf.Module):
         combined = self.branches(features, gate, selected, ready) + trunk
         image = tf.where(used > 0)
         combined = tf.ensure_shape(tf.gather(combined, image[:, 0]), (None, *self.branches.projection_shape))
-        with constants(self._combiner_weights) if self._combiner_weights else contextlib.nullcontext():
-            answers = tf.nn.softmax(self.model.combiner(combined))
+        answers = tf.nn.softmax(self._run(self.model.combiner, combined))
         return tf.ensure_shape(tf.tensor_scatter_nd_update(classes, image, answers), classes.shape)
 
     def answer(self, images: tf.Tensor, gating: Gating | None) -> dict[str, tf.Tensor]:
@@ -134,7 +141,7 @@ class InferenceGraph(tf.Module):
             active_branches (B) int32.
         """
         if gating is None:
-            return _classes(tf.nn.softmax(self.model.network(self.model.normalize(images))))
+            return _classes(tf.nn.softmax(self._run(self.model.network, self.model.normalize(images))))
         return {
             **_classes(self.classify(gating)),
             "gate": gating.gate,

@@ -26,7 +26,6 @@ from dynkhydra_tf.files import making, replacing
 from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.branches import constant_weights
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.served_model import ServedModel
 
@@ -61,8 +60,7 @@ def without_variables(model: Hydra | Plain, tau: float | None) -> tf.types.exper
     # all of its ops.
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8, name="images")], autograph=False)
     def classify(images):
-        with constant_weights(*graph.model.shared_parts):
-            return graph.answer(images, graph.gating(images, tau))
+        return graph.answer(images, graph.gating(images, tau))
 
     return classify
 
