@@ -23,9 +23,10 @@ def test_an_inverted_residual_with_squeeze_and_excite():
     def build(x):
         y = layers.ReLU()(layers.BatchNormalization(name="bn")(conv(24, "expand")(x)))
         y = layers.DepthwiseConv2D(3, padding="same", name="dw")(y)
-        s = layers.Reshape((1, 1, 24))(layers.GlobalAveragePooling2D()(y))
+        s = layers.Reshape((1, 1, 24), name="reshape")(layers.GlobalAveragePooling2D()(y))
         s = conv(24, "excite", activation="sigmoid")(conv(3, "squeeze", activation="relu")(s))
-        return layers.Add()([x, conv(6, "project")(layers.Multiply()([y, s]))])
+        y = layers.Multiply(name="multiply")([y, s])
+        return layers.Add(name="add")([x, conv(6, "project")(y)])
 
     found, sizes = channels_of(build)
     assert sizes == [3, 24]

@@ -79,7 +79,7 @@ def test_every_flag_that_is_a_path_opens_the_home(verb):
     name = f"dynkhydra_tf.{VERBS[verb]}"
     name += ".__main__" if importlib.util.find_spec(name).submodule_search_locations else ""
     module = importlib.import_module(name)
-    path = re.compile(r".*(_dir|_file|_weights|_extractor)|output|compare|labels")
+    path = re.compile(r".*(_dir|_file|feature_weights|_extractor)|output|compare|labels")
     for field in leaves(getattr(module, "Options", Settings)):
         assert field.metadata["setting"].path or not path.fullmatch(field.name), field.name
 

@@ -243,7 +243,7 @@ def test_a_hydra_run_of_version_0_1_is_exported_with_the_numbers_of_then(command
     assert "its answers through TensorFlow's C API are within" in capsys.readouterr().out
     card = (out / "1" / "model_card.md").read_text()
     assert "On the test split at tau 0.08, that of the run: top-1 94.16%" in card
-    (line,) = [line for line in card.splitlines() if line.startswith("| 0.3 (served) |")]
+    line = next(line for line in card.splitlines() if line.startswith("| 0.3 (served) |"))
     shown = [float(text.strip(" %")) for text in line.split("|")[2:-1]]
     then = json.loads((run / "evaluation" / "evaluation.json").read_text())["tau_table"][-1]
     names = {"active_branches": 1, "top1": 100, "top5": 100, "flops": 1e-6}

@@ -121,7 +121,8 @@ def test_check_compares_with_keras(make_hydra, fix_gate):
         probabilities, gate = tf.nn.softmax(outputs["logits"]).numpy(), outputs["gate"].numpy()
         probabilities[3] += change.get("probabilities", 0)
         gate[:5] = change.get("gate", gate[:5])
-        return {"probabilities": probabilities, "gate": gate}
+        active = np.sum(outputs["selected"], axis=1)
+        return {"probabilities": probabilities, "gate": gate, "active_branches": active}
 
     def check(**changes):
         change.update(changes)

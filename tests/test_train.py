@@ -318,8 +318,8 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_last_good_checkpoint(comman
 @pytest.mark.parametrize(
     ("module", "late"),
     [
-        ("data", "training_batches"),
-        ("data", "evaluation_batches"),
+        ("stages", "training_batches"),
+        ("stages", "evaluation_batches"),
         ("backbones", "open_backbone"),
         ("plain", "make_plain"),
     ],

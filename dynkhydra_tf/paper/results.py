@@ -23,6 +23,17 @@ TEXT_COLUMNS = ("data set", "system", "run", "runs", "schedule", "versions", "ma
 Recipe = tuple[tuple[str, Any], ...]
 
 
+_BEYOND = (
+    "branch_gradient_scale",
+    "cached_views",
+    "class_weights",
+    "distill_temperature",
+    "distill_until",
+    "gater_targets",
+    "unfrozen_rate",
+)
+
+
 def recipe_of(settings: Settings) -> Recipe:
     """Returns how a run is trained, as hashable (name, value) pairs; those of other schedules left out."""
     unused = "warmup_epochs" if settings.optimisation.schedule == "piecewise" else "lr_drops"
@@ -30,12 +41,16 @@ def recipe_of(settings: Settings) -> Recipe:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Returns a recipe but for epochs and schedule as text, such as "batch size 128, learning rate ..."."""
-    known = {field.name: field.metadata["setting"] for field in leaves(Settings)}
+    """Returns a recipe but for epochs and schedule as text, such as "batch size 128, learning rate ...".
+
+    What is off is left out, and of what the paper has not, what is as it is by default.
+    """
+    fields = {field.name: field for field in leaves(Settings)}
     return ", ".join(
-        f"{name.replace('_', ' ')} {list_text(known[name], value)}"
+        f"{name.replace('_', ' ')} {list_text(fields[name].metadata['setting'], value)}"
         for name, value in recipe
         if name not in ("epochs", "schedule") and value not in (None, False, 0)
+        if not (name in _BEYOND and value == fields[name].default)
     )
 
 
