@@ -68,9 +68,13 @@ def test_the_images_that_exit_go_through_no_combiner(model):
     served = InferenceGraph(model)
     gating = served.gating(tf.constant(IMAGES), 0.05)
     alone = ~np.any(gating.selected, axis=1)
-    rows = []
-    combiner = served.model.combiner
-    served.model.combiner = lambda maps: (rows.append(len(maps)), combiner(maps))[1]
+    rows, call = [], served.model.combiner.call
+
+    def count(maps, **options):
+        rows.append(len(maps))
+        return call(maps, **options)
+
+    served.model.combiner.call = count
     served.classify(gating)
     assert rows == [int((~alone).sum())] and 0 < rows[0] < 7
 

@@ -160,7 +160,7 @@ def test_the_command_starts_from_a_run_and_goes_on_without_it(run_command, tmp_p
     assert "init_from must be another run than --run_dir" in capsys.readouterr().err
 
     # Killed before its first step.
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dynkhydra_tf.training.fit", killed)

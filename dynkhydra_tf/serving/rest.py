@@ -235,9 +235,17 @@ def _make_client(url: str, parts: urllib.parse.SplitResult, credentials: Credent
         ) from error
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def _loop() -> asyncio.AbstractEventLoop:
     """The event loop of all clients of this process."""
+    with _starting:  # a cache alone lets threads that come together make one each
+        return _start_loop()
+
+
+@functools.cache
+def _start_loop():
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="dynkhydra_tf-rest", daemon=True).start()
     return loop
