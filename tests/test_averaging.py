@@ -105,6 +105,7 @@ def open_run(path):
     return RunDirectory.open(Settings(place=PlaceSettings(run_dir=str(path))))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_averages_of_one_that_was_not_stopped(tmp_path):
     whole, rows = train(tmp_path / "whole")
     stopped, _ = train(tmp_path / "stopped", stop_at=2)

@@ -94,6 +94,7 @@ def open_run(path):
     return RunDirectory.open(Settings(place=PlaceSettings(run_dir=str(path))))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_hears_its_teacher_as_one_that_was_not_stopped(tmp_path):
     """2 epochs of 3 steps; the teacher counts in the first 4 of them."""
 

@@ -97,6 +97,7 @@ def test_numbers_by_hand(make, fix_gate, batch):
     assert losses.total(model.loss_terms, {name: value.mean for name, value in sums.items()}) > 0
 
 
+@pytest.mark.slow
 def test_it_learns_is_saved_and_goes_on(make, batch, tmp_path):
     images, labels = batch(np.arange(48) % 6)
     images = images // 8 + (labels * 40).astype(np.uint8)[:, None, None, None]  # brightness tells the class

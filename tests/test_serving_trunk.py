@@ -107,6 +107,7 @@ def test_the_saved_model_runs_the_convolutions_of_what_goes_on(model, fix_gate, 
     assert convolutions(tmp_path, IMAGES, 0.0, 0.2) == 2
 
 
+@pytest.mark.slow
 def test_the_saved_model_takes_a_confidence_for_each_image(model, tmp_path):
     saved_model.write_version(to_serve(model), tmp_path)
     # write_version compared all reference requests, the exits among them.
@@ -136,6 +137,7 @@ def test_without_a_trunk_the_signatures_are_as_before(make_hydra):
     assert not any("exit" in name for name in served)
 
 
+@pytest.mark.slow
 def test_litert_runs_it(model):
     pytest.importorskip("ai_edge_litert")
     for confidence in (model.exit_confidence, 1e-3, 1.0):

@@ -127,6 +127,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
         np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=1e-3, err_msg=mine.path)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_is_no_better_and_keeps_the_best_epoch(
     make_hydra, batch, tmp_path, capsys
 ):
