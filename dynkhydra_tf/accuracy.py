@@ -353,30 +353,21 @@ def _ranked(logits, labels):
 
 def exit_text(rows: Sequence[Mapping[str, float]]) -> str:
     """Returns the rows of `Evaluation.exit_table` as text in aligned columns."""
-    cells = [
-        [
-            f"{row['exit_confidence']:g}",
-            f"{row['exits']:.1%}",
-            f"{row['active_branches']:.2f}",
-            f"{row['top1']:.2%}",
-            f"{row['top5']:.2%}",
-            f"{row['flops'] / 1e6:.1f}",
-        ]
-        for row in rows
-    ]
-    return table([["exit confidence", "exits", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
+    return _rows_text(rows, {"exit_confidence": ("exit confidence", "g"), "exits": ("exits", ".1%")})
 
 
 def tau_text(tau_rows: Sequence[Mapping[str, float]]) -> str:
     """Returns the rows of `Evaluation.tau_table` as text in aligned columns."""
+    return _rows_text(tau_rows, {"tau": ("tau", "g")})
+
+
+def _rows_text(rows, leading):
+    """Rows as text: columns of their own, {key: (header, format)}, then what all such tables have."""
+    columns = leading | {"active_branches": ("lambda", ".2f")}
+    columns |= {"top1": ("top-1", ".2%"), "top5": ("top-5", ".2%")}
+    header = [*(head for head, _ in columns.values()), "MFLOPs"]
     cells = [
-        [
-            f"{row['tau']:g}",
-            f"{row['active_branches']:.2f}",
-            f"{row['top1']:.2%}",
-            f"{row['top5']:.2%}",
-            f"{row['flops'] / 1e6:.1f}",
-        ]
-        for row in tau_rows
+        [*(format(row[key], form) for key, (_, form) in columns.items()), f"{row['flops'] / 1e6:.1f}"]
+        for row in rows
     ]
-    return table([["tau", "lambda", "top-1", "top-5", "MFLOPs"], *cells])
+    return table([header, *cells])

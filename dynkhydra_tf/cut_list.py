@@ -12,7 +12,7 @@ from dynkhydra_tf.backbones.pretrained import NO_WEIGHTS, OpenNetwork, open_netw
 from dynkhydra_tf.data import find_entry
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flop_count import count_flops
-from dynkhydra_tf.folding import fold
+from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.sizing import fill_in
 from dynkhydra_tf.tables import table
@@ -72,10 +72,10 @@ def measured(network: OpenNetwork) -> list[tuple[int, float]]:
 
 def _with_constants(part: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """The network with its weights as constants, as where it is served: reading variables takes time too."""
-    values = [(variable, variable.numpy()) for variable in part.variables]
+    constants = constants_of(part.variables)
 
     def call(x):
-        with keras.StatelessScope([(variable, tf.constant(value)) for variable, value in values]):
+        with constants():
             return part(x, training=False)
 
     return call

@@ -8,9 +8,11 @@ of one's own.
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.backbones.blocks import BatchNorm
@@ -92,6 +94,26 @@ def fold(layer: keras.Layer) -> list[keras.Variable]:
     folding = Folding(layer)
     folding.apply()
     return folding.variables
+
+
+# === Weights as constants ===
+
+
+def constants_of(variables: Iterable[keras.Variable]) -> Callable[[], keras.StatelessScope]:
+    """Returns what opens a scope in which variables, as they are now, are constants.
+
+    It is asked for before a function is traced: a variable that is read meanwhile is saved with it. It is
+    entered in the function that uses the weights: a variable, or a constant of the function outside, would
+    come into a tf.cond's function as an input. LiteRT does not find its value there and tf2onnx not even its
+    shape.
+    """
+    values = [(variable, variable.numpy()) for variable in variables]
+    return lambda: constants(values)
+
+
+def constants(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> keras.StatelessScope:
+    """Returns a scope in which variables have other values, constants: pairs of a variable and an array."""
+    return keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in values])
 
 
 # === What follows what ===

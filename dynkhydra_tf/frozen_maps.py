@@ -34,7 +34,7 @@ from dynkhydra_tf.caches import user_cache_dir
 from dynkhydra_tf.data import ImageData
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, is_written_as, readable, replacing
-from dynkhydra_tf.folding import fold
+from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.image_classifier import ImageClassifier
 from dynkhydra_tf.meter import Meter
 
@@ -197,13 +197,13 @@ def fast_copy(model: ImageClassifier) -> Callable[[tf.Tensor], tf.Tensor]:
             copy.set_weights(part.get_weights())
     for layer in network._flatten_layers():
         layer.dtype_policy = "float32"
-    values = [(variable, variable.numpy()) for variable in fold(network)]
+    constants = constants_of(fold(network))
 
     images = tf.TensorSpec((None, *model.backbone.input_shape), tf.uint8)
 
     @tf.function(input_signature=[images], autograph=False)
     def maps(images):
-        with keras.StatelessScope([(variable, tf.constant(value)) for variable, value in values]):
+        with constants():
             return tf.cast(network(model.normalize(images), training=False), tf.float32)
 
     return maps

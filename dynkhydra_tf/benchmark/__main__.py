@@ -11,7 +11,6 @@ slower than in an older file, in any section, by more than the spread of both.
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import threadpoolctl
 
 from dynkhydra_tf import cli, figures
+from dynkhydra_tf.benchmark.results import read_results
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_json
@@ -82,7 +82,7 @@ def main(options: Options, sections: Sequence[str]) -> None:
         raise UserError(f"There are the sections {', '.join(SECTIONS)}. Received: {' '.join(unknown)}")
     sections = sections or SECTIONS
     active, batch_sizes = options.active, options.batch_sizes
-    older = _read(options.compare) if options.compare else None
+    older = read_results(options.compare, "compare", "benchmark.json", _timings) if options.compare else None
     check_writable(options.output_dir, "output_dir")
 
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # each table as soon as it is measured, in a file too
@@ -189,19 +189,6 @@ def machine_limits(size: int = 2048, turns: int = 7) -> dict[str, float]:
         "all threads, GFLOP/s": 2e-9 * size**3 / best(lambda: left @ right),
         "copy, GB/s": 1e-9 * megabytes.nbytes / best(megabytes.copy),
     }
-
-
-def _read(path):
-    try:
-        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        _timings(results)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--compare={path} cannot be read: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--compare={path} is no benchmark.json of this version ({error!r}); measure it anew"
-        ) from error
-    return results
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ picture again, without the runs.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynkhydra_tf import cli, figures
+from dynkhydra_tf.benchmark.results import read_results
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, changed, setting
 from dynkhydra_tf.files import check_writable, write_csv, write_json
@@ -65,7 +65,9 @@ def main(options: Options, paths: Sequence[str]) -> None:
     if bool(paths) == bool(options.redraw):
         raise UserError(f"Give runs to measure, or --redraw alone. Received: {' '.join(paths) or 'no run'}")
     if options.redraw:
-        results = _read(options.redraw)
+        results = read_results(
+            options.redraw, "redraw", "latency.json", lambda found: latency_text(found["rows"])
+        )
         output = pathlib.Path(options.output_dir or pathlib.Path(options.redraw).parent)
     else:
         results, output = measure(options, paths)
@@ -102,15 +104,21 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
     images = {size: timing.timed_images(data, size) for size in options.batch_sizes}
 
     # === Accuracy ===
-    found: list[tuple[str, dict[str, Any]]] = []
+    found: dict[str, list[dict[str, Any]]] = {}
     for name, same in timing.networks(runs).items():
-        optimisation = same[0].settings.optimisation
+        optimisation = runs[name].settings.optimisation
         trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule, "seeds": len(same)}
         taus = _taus(models[name], options.taus)
-        by_seed = [timing.accuracy_rows(run, models[_name(runs, run)], data, taus) for run in same]
-        for of_seeds in zip(*by_seed, strict=True):
-            row = {key: _mean([row[key] for row in of_seeds]) for key in of_seeds[0]}
-            found.append((name, {"run": name, **trained, **row, "top1_deviation": _deviation(of_seeds)}))
+        by_seed = [timing.accuracy_rows(runs[each], models[each], data, taus) for each in same]
+        found[name] = [
+            {
+                "run": name,
+                **trained,
+                **{key: _mean([row[key] for row in of_seeds]) for key in of_seeds[0]},
+                "top1_deviation": _deviation(of_seeds),
+            }
+            for of_seeds in zip(*by_seed, strict=True)
+        ]
 
     # === Exports, then all times together ===
     rows: list[dict[str, Any]] = []
@@ -123,19 +131,17 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
                 runtime,
             )
             for runtime in options.runtimes
-            for number, name in enumerate(dict.fromkeys(name for name, _ in found))
+            for number, name in enumerate(found)
         }
         for size, timed in images.items():
             subjects, measured = {}, {}
-            for (runtime, exported_name), places in exported.items():
-                of_taus = timing.subjects_of(models[exported_name], places, timed)
-                for name, row in found:
-                    if name == exported_name:
-                        key = f"{runtime}: {name}" + ("" if row["tau"] is None else f", tau {row['tau']:g}")
-                        subjects[key] = of_taus[row["tau"]]
-                        asked = {"runtime": runtime, "batch_size": size}
-                        active = {"timed_active_branches": subjects[key].active_branches}
-                        measured[key] = asked | row | active
+            for (runtime, name), places in exported.items():
+                of_taus = timing.subjects_of(models[name], places, timed)
+                for row in found[name]:
+                    key = f"{runtime}: {name}" + ("" if row["tau"] is None else f", tau {row['tau']:g}")
+                    subjects[key] = of_taus[row["tau"]]
+                    asked = {"runtime": runtime, "batch_size": size}
+                    measured[key] = asked | row | {"timed_active_branches": subjects[key].active_branches}
             times = timing.measure(subjects, timed, size, options.threads, options.seconds, options.onednn)
             rows += [row | times[key] for key, row in measured.items()]
     results = {
@@ -180,10 +186,6 @@ def _taus(model, taus):
     return sorted({model.tau, *taus}) if hasattr(model, "tau") else []
 
 
-def _name(runs, run):
-    return next(name for name, other in runs.items() if other is run)
-
-
 def _mean(values):
     return None if values[0] is None else statistics.fmean(values)
 
@@ -191,20 +193,6 @@ def _mean(values):
 def _deviation(rows):
     """The standard deviation of top-1 over seeds; None of a single one."""
     return statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else None
-
-
-def _read(path):
-    """The content of a latency.json."""
-    try:
-        results = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        latency_text(results["rows"])
-        return results
-    except (OSError, ValueError) as error:
-        raise UserError(f"--redraw={path} cannot be read: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--redraw={path} is no latency.json of this version ({error!r}); measure it anew"
-        ) from error
 
 
 if __name__ == "__main__":

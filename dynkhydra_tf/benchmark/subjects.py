@@ -13,11 +13,10 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.backbones.blocks import ConvBN
-from dynkhydra_tf.folding import fold
+from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.branches import constants_of
 from dynkhydra_tf.serving.formats.saved_model import write_endpoints
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.signatures import signatures
@@ -110,7 +109,7 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
     """
     graph, branches = _folded(model, active)
-    constants = constants_of(*graph.shared_parts, *branches)
+    constants = _constants_of(*graph.shared_parts, *branches)
 
     def static(batch):
         with constants():
@@ -132,7 +131,7 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
 def export_masked(model: Hydra, path: str | os.PathLike, tau: float) -> None:
     """Exports what runs every branch on the whole batch and masks: same answers as the Hydra."""
     graph, (_, branches) = InferenceGraph(model), _folded(model, model.num_branches)
-    constants = constants_of(graph.model.combiner, *branches)
+    constants = _constants_of(graph.model.combiner, *branches)
 
     def masked(batch):
         gating = graph.gating(batch, tau)
@@ -172,6 +171,10 @@ def _folded(model, count):
     for part in (*model.shared_parts, *branches):
         fold(part)
     return model, branches
+
+
+def _constants_of(*layers):
+    return constants_of(variable for layer in layers for variable in layer.variables)
 
 
 def _on_images(call, shape=(32, 32, 3)):

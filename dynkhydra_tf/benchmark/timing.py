@@ -50,21 +50,21 @@ def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
     return {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
 
 
-def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[FinishedRun]]:
+def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[str]]:
     """Returns the runs of one network together: those that differ in nothing but the seed.
 
     Returns:
-        {name of its first run: its runs}.
+        {name of its first run: the names of its runs}.
     """
-    found: dict[str, list[FinishedRun]] = {}
+    found: dict[str, list[str]] = {}
     for name, run in runs.items():
-        for same in found.values():
-            changes = differences(run.settings, same[0].settings)
+        for first, same in found.items():
+            changes = differences(run.settings, runs[first].settings)
             if all(change.startswith("--seed=") for change in changes):
-                same.append(run)
+                same.append(name)
                 break
         else:
-            found[name] = [run]
+            found[name] = [name]
     return found
 
 

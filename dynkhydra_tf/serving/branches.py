@@ -9,14 +9,12 @@ Axis letters: B batch, N branches (nb), K most branches of an image, R routes (p
 H W C feature map of the stem, h w c projection of a branch, P floats of one branch.
 """
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.folding import Folding
+from dynkhydra_tf.folding import Folding, constants
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.routing import Routes, combine
@@ -163,7 +161,7 @@ class UnrolledBranches(tf.Module):
                 image = tf.where(needed[:, index])[:, 0]
                 # tf2onnx can lose the shapes of what comes into this function, and a convolution needs it.
                 rows = tf.ensure_shape(tf.gather(features, image), features.shape)
-                with _constants(zip(self._weights, own, strict=True)):
+                with constants(zip(self._weights, own, strict=True)):
                     projections = self._body(rows)
                 if self.combine != "sum":
                     projections *= tf.gather(weights[:, index], image)[:, None, None, None]
@@ -172,23 +170,6 @@ class UnrolledBranches(tf.Module):
             used = tf.reduce_sum(needed[:, index]) > 0
             combined = tf.cond(used, add, lambda combined=combined: combined)
         return tf.ensure_shape(combined, (None, *self.projection_shape))
-
-
-def constants_of(*layers: keras.Layer) -> Callable[[], keras.StatelessScope]:
-    """Returns what opens a scope in which the layers' weights, as they are now, are constants.
-
-    It is asked for before a function is traced: a variable that is read meanwhile is saved with it. It is
-    entered in the function that uses the weights: a variable, or a constant of the function outside, would
-    come into a tf.cond's function as an input. LiteRT does not find its value there and tf2onnx not even its
-    shape.
-    """
-    weights = [(variable, variable.numpy()) for layer in layers for variable in layer.variables]
-    return lambda: _constants(weights)
-
-
-def _constants(weights):
-    """A scope in which variables have other values: pairs of a variable and an array."""
-    return keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights])
 
 
 def _folded(branches):

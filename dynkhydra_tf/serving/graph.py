@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf.folding import fold
+from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.gating import exits, select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches, constants_of
+from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches
 
 
 class Gating(NamedTuple):
@@ -56,10 +56,11 @@ class InferenceGraph(tf.Module):
         self.model = model = model.for_inference()
         for part in model.shared_parts:
             fold(part)
-        layers = [inner for part in model.shared_parts for inner in (part, *part.layers)]
-        self._constants = {id(layer): constants_of(layer) for layer in layers}
         self.gated = isinstance(model, Hydra)
         self.can_exit = self.gated and model.trunk
+        # What `_run` is called on; of a gater that shares its trunk, one layer after the other.
+        layers = [*model.shared_parts, *(model.gater.layers if self.can_exit else ())]
+        self._constants = {id(layer): constants_of(layer.variables) for layer in layers}
         if self.gated:
             self.branches = (UnrolledBranches if unrolled else StackedBranches)(model)
         if self.can_exit:
