@@ -40,6 +40,12 @@ class Averaging:
         for variable, average in self._pairs:
             average.assign(variable)
 
+    def take_averages(self, earlier: "Averaging") -> None:
+        """Goes on from those of an earlier optimizer of the same model, where it had some."""
+        kept = {id(variable): average for variable, average in earlier._pairs}
+        for variable, average in self._pairs:
+            average.assign(kept.get(id(variable), variable))
+
     def update_averages(self) -> None:
         """Moves the averages towards the weights, once the step is counted."""
         step = tf.cast(self.iterations, tf.float32)  # type: ignore[attr-defined]

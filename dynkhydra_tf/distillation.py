@@ -43,8 +43,8 @@ class Teacher:
         """Adds to training batches what the teacher says of them, see `losses.OF_TEACHER`.
 
         Args:
-            batches: of (images (B, S, S, 3) uint8, labels (B,) int32), and perhaps weights (B,) of these;
-                the first is that of `step`.
+            batches: of (images (B, S, S, 3) uint8, labels (B,) int32, or a dict of targets), and perhaps
+                weights (B,) of these; the first is that of `step`.
             step: steps done.
             last_step: from this step of the run on the teacher is not asked any more, and has no weight.
 
@@ -77,8 +77,9 @@ class Teacher:
 
 
 def _targets(labels, logits, weight):
-    weights = tf.fill(tf.shape(labels), weight)
-    return {"labels": labels, "teacher_logits": logits, "teacher_weight": weights}
+    targets = labels if isinstance(labels, dict) else {"labels": labels}
+    weights = tf.fill(tf.shape(targets["labels"]), weight)
+    return {**targets, "teacher_logits": logits, "teacher_weight": weights}
 
 
 def open_teacher(

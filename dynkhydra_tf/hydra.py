@@ -307,7 +307,12 @@ class Hydra(ImageClassifier):
             pooled = tf.reduce_mean(tf.cast(forward.routes.projections, tf.float32), axis=[1, 2])
             own_logits = self.heads(combine(pooled, forward.routes, own), own)
             forward = forward._replace(own_logits=own_logits)
-        return forward, {**targets, "own_branch": own_branch, "own": own, "clusters": clusters}
+        found = {**targets, "own_branch": own_branch, "own": own, "clusters": clusters}
+        if "second_labels" in targets:
+            found["second_own_branch"] = tf.gather(
+                tf.constant(self.cluster_of_class, tf.int32), targets["second_labels"]
+            )
+        return forward, found
 
     def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:
         """Returns what is reported besides the losses: (B,) floats by name."""

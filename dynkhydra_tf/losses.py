@@ -34,7 +34,9 @@ class Loss:
         function: (pass, targets, **options) -> (B,) float32, the loss of each image; or None where the model
             lacks what it takes. The pass is `hydra.Forward` or `plain.Forward`; of the targets there are
             always labels (B,) int32, of a Hydra also own_branch (B,) int32, own (B, N) float32, the same
-            one-hot, and clusters (M, N) float32, the branch of each class, one-hot.
+            one-hot, and clusters (M, N) float32, the branch of each class, one-hot. Of images blended of two
+            there are those of `targets.OF_MIXED` besides, of a Hydra second_own_branch; own_branch is then
+            that of the class of the larger share.
         groups: name of a target (B, G), one-hot: each group's images are averaged apart, and the means
             summed. None: the mean over all images.
         needs: names of the targets that it needs besides these, for `fit` to be given.
@@ -77,9 +79,17 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     return keras.losses.categorical_crossentropy(one_hot, logits, True, label_smoothing)
 
 
+def _of_both(targets: Targets, name: str, loss: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A loss (B,) of labels, the target `name`: of a blended image, that of either label by its share."""
+    if "second_share" not in targets:
+        return loss(targets[name])
+    share = targets["second_share"]
+    return (1 - share) * loss(targets[name]) + share * loss(targets[f"second_{name}"])
+
+
 def ensemble(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.Tensor:
     """L_E (Eq. 3): the network's logits against the classes."""
-    return cross_entropy(targets["labels"], forward.logits, label_smoothing)
+    return _of_both(targets, "labels", lambda labels: cross_entropy(labels, forward.logits, label_smoothing))
 
 
 def gater(forward: Any, targets: Targets, gater_targets: str = "hard") -> tf.Tensor:
@@ -97,14 +107,18 @@ def gater(forward: Any, targets: Targets, gater_targets: str = "hard") -> tf.Ten
     """
     by_class = forward.class_logits is not None
     logits = forward.class_logits if by_class else forward.gate_logits
-    label = targets["labels" if by_class else "own_branch"]
+    name = "labels" if by_class else "own_branch"
     if gater_targets == "hard":
-        return cross_entropy(label, logits)
+        return _of_both(targets, name, lambda label: cross_entropy(label, logits))
     taught = tf.nn.softmax(targets["teacher_logits"])
     taught = taught if by_class else taught @ targets["clusters"]
     weight = targets["teacher_weight"][:, tf.newaxis]
-    wanted = weight * taught + (1 - weight) * tf.one_hot(label, logits.shape[-1])
-    return tf.nn.softmax_cross_entropy_with_logits(wanted, logits)
+
+    def loss(label):
+        wanted = weight * taught + (1 - weight) * tf.one_hot(label, logits.shape[-1])
+        return tf.nn.softmax_cross_entropy_with_logits(wanted, logits)
+
+    return _of_both(targets, name, loss)
 
 
 def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.Tensor | None:
@@ -115,7 +129,9 @@ def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.T
     """
     if forward.own_logits is None:
         return None
-    return cross_entropy(targets["labels"], forward.own_logits, label_smoothing)
+    return _of_both(
+        targets, "labels", lambda labels: cross_entropy(labels, forward.own_logits, label_smoothing)
+    )
 
 
 def distill(forward: Any, targets: Targets, distill_temperature: float = 1.0) -> tf.Tensor:

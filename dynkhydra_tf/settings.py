@@ -126,6 +126,26 @@ class AugmentationSettings(Checked):
         role=Role.RECIPE,
         least=0,
     )
+    rand_augment: float = setting(
+        0.0,
+        "Augmentation: magnitude of RandAugment, such as 0.5: three of ten changes of colour, contrast, "
+        "shape and place, drawn for each image; 0 for none. Not in the paper.",
+        role=Role.RECIPE,
+        least=0,
+        most=1,
+    )
+    mixup: float = setting(
+        0.0,
+        "Augmentation: alpha of mixup, such as 0.2: each image is blended with another of its batch, whose "
+        "class counts by its share; 0 for none. Not in the paper.",
+        role=Role.RECIPE,
+        least=0,
+    )
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether there is what can only be done to images, not to maps of them."""
+        return bool(self.rand_augment or self.mixup)
 
     def check(self) -> None:
         """Checks that there is a flip to alternate."""
@@ -597,6 +617,8 @@ class Settings(Checked):
             raise UserError(
                 f"--freeze=until_epoch:{frozen} must end before the last epoch. Received: --epochs={epochs}"
             )
+        if self.network.trains_on_maps and frozen is None:
+            self._check_what_maps_allow()
         teacher = self.distillation
         if teacher.distill and self.network.trains_on_maps:
             raise UserError(
@@ -605,6 +627,22 @@ class Settings(Checked):
             )
         if teacher.distill and self.network.system == "plain" and not teacher.distill_weight:
             raise UserError("A plain network has no gate to teach: --distill needs --distill_weight for it")
+
+    def _check_what_maps_allow(self):
+        """Refuses augmentation that would do nothing, for the maps of the images are made once."""
+        augmentation, views = self.augmentation, self.network.cached_views
+        ways_out = "add --cached_views=0, which keeps none"
+        if augmentation.mixup:
+            name = "mixup"
+        elif augmentation.rand_augment and views < 3:
+            name = "rand_augment"
+            ways_out += ", or --cached_views=4, of which the third and fourth are drawn so"
+        else:
+            return
+        raise UserError(
+            f"--{name} changes images, and --freeze={self.network.freeze} trains on maps that are made once: "
+            f"{ways_out}. Received: {name}={getattr(augmentation, name):g}, cached_views={views}"
+        )
 
     @property
     def run_dir(self) -> str:

@@ -79,7 +79,8 @@ def watched_split(data: ImageData) -> str:
 
 
 def _on_images(settings, model, data, end, done):
-    batches = _batches(settings, data, end, done, make_augmentation(settings.augmentation, data))
+    how = settings.augmentation
+    batches = _batches(settings, data, end, done, make_augmentation(how, data), how.mixup)
     watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
     return Stage(batches, watched, end, done)
 
@@ -89,12 +90,14 @@ def _on_maps(settings, model, data, end, done):
     augment = functools.partial(make_augmentation, settings.augmentation, data)
     views = Views(settings.network.cached_views, flip, str(settings.augmentation), augment)
     wanted = {"train": views, watched_split(data): Views()}
+    if settings.augmentation.changes_images and settings.network.frozen_epochs:
+        print(f"--rand_augment and --mixup begin after epoch {end}: until then there are maps", flush=True)
     maps = cached_maps(model, data, wanted, settings.place.cache_dir)
     batches = _batches(settings, maps, end, done, draw_view)
     return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done)
 
 
-def _batches(settings, data, end, done, augment):
+def _batches(settings, data, end, done, augment, mixup=0.0):
     how = settings.optimisation
     batches = training_batches(
         data,
@@ -104,13 +107,16 @@ def _batches(settings, data, end, done, augment):
         augment,
         initial_step=done,
         alternating_flip=settings.augmentation.alternating_flip,
+        mixup=mixup,
     )
     if how.class_weights == "none":
         return batches
     weights = tf.constant(balanced_weights(data.labels("train")))
 
     def weighted(images, targets):
-        labels = targets["labels"] if isinstance(targets, dict) else targets
-        return images, targets, tf.gather(weights, labels)
+        if not isinstance(targets, dict):
+            return images, targets, tf.gather(weights, targets)
+        first, second = (tf.gather(weights, targets[name]) for name in ("labels", "second_labels"))
+        return images, targets, first + targets["second_share"] * (second - first)
 
     return batches.map(weighted)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 import keras
 import tensorflow as tf
 
+# The targets of images blended of two: the other one's class, (B,) int32, and its share, (B,) float32.
+OF_MIXED = ("second_labels", "second_share")
+
 
 def unpack(
     data: tuple, num_classes: int, extra: Iterable[str] = ()
@@ -18,7 +21,8 @@ def unpack(
 
     Args:
         data: (images, targets) or (images, targets, sample_weight). Targets are the labels, (B,) or (B, 1) of
-            any number type, or a dict: "labels", perhaps "sample_weight" (B,), and what `extra` names.
+            any number type, or a dict: "labels", perhaps "sample_weight" (B,), what `extra` names and, of
+            images blended of two, those of `OF_MIXED`.
         num_classes: M; labels are whole numbers in 0..M-1.
         extra: the further targets that the model's losses need, and no others.
 
@@ -37,6 +41,8 @@ def unpack(
             raise ValueError("sample_weight is given twice. Received: one of its own, one among the targets")
         targets["sample_weight"] = sample_weight
     known = {"labels", *extra}
+    if not targets.keys().isdisjoint(OF_MIXED):
+        known.update(OF_MIXED)
     if not known <= targets.keys() <= known | {"sample_weight"}:
         raise ValueError(
             f"The targets must be {', '.join(sorted(known))}, and perhaps sample_weight. "
@@ -44,7 +50,8 @@ def unpack(
         )
     images = tf.convert_to_tensor(images)
     targets = {name: tf.convert_to_tensor(value) for name, value in targets.items()}
-    targets["labels"] = _class_numbers(_column(targets["labels"], "labels"), num_classes)
+    for name in {"labels", "second_labels"} & targets.keys():
+        targets[name] = _class_numbers(_column(targets[name], name), num_classes)
     if "sample_weight" in targets:
         weight = _column(targets["sample_weight"], "sample_weight")
         targets["sample_weight"] = tf.cast(weight, tf.float32)

@@ -2,7 +2,7 @@
 
 import keras
 
-from dynkhydra_tf.averaging import build_optimizer
+from dynkhydra_tf.averaging import Averaging, build_optimizer
 from dynkhydra_tf.image_classifier import ImageClassifier
 
 
@@ -13,9 +13,10 @@ def unfreeze(model: ImageClassifier, optimizer: keras.Optimizer) -> None:
 
     Args:
         model: compiled, with a `frozen_part`.
-        optimizer: not yet built; its steps go on from those of the model's optimizer, its moments begin anew.
+        optimizer: not yet built; its steps and its averages go on from those of the model's optimizer, its
+            moments begin anew.
     """
-    done = int(model.optimizer.iterations)
+    earlier = model.optimizer
     for part in model.frozen_part():
         layers = list(part._flatten_layers())
         part.trainable = True  # and so everything in it
@@ -24,4 +25,6 @@ def unfreeze(model: ImageClassifier, optimizer: keras.Optimizer) -> None:
                 layer.trainable = False
     model.compile(optimizer)
     build_optimizer(model)
-    optimizer.iterations.assign(done)
+    optimizer.iterations.assign(earlier.iterations)
+    if isinstance(optimizer, Averaging) and isinstance(earlier, Averaging):
+        optimizer.take_averages(earlier)

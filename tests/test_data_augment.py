@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.data import load_data
-from dynkhydra_tf.data.augment import Augmentation, SquareCutter, make_augmentation, move
+from dynkhydra_tf.data.augment import Augmentation, make_augmentation, move
+from dynkhydra_tf.data.keras_cv_layers import SquareCutter
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import AugmentationSettings
 
@@ -48,7 +49,7 @@ def test_move_past_the_border_leaves_nothing():
 
 def test_cut_squares_fills_a_square_about_each_centre():
     images = tf.constant(random_images(2, 8))
-    cut = SquareCutter(4)(images, tf.constant([[3, 4], [0, 7]]), FILL).numpy()
+    cut = SquareCutter(4)(images, tf.constant([[3, 4], [0, 7]]), tf.constant(ROUNDED, tf.uint8)).numpy()
     expected = images.numpy().copy()
     expected[0, 1:5, 2:6] = ROUNDED  # rows 3-2..3+1, columns 4-2..4+1
     expected[1, 0:2, 5:8] = ROUNDED  # rows -2..1 and columns 5..8, less what hangs over
@@ -62,7 +63,7 @@ def test_cut_squares_keeps_floats_exact_under_mixed_precision():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        cut = SquareCutter(2)(images, tf.constant([[1, 1]]), FILL).numpy()
+        cut = SquareCutter(2)(images, tf.constant([[1, 1]]), tf.constant(FILL)).numpy()
     finally:
         keras.config.set_dtype_policy(before)
     expected = images.numpy().copy()

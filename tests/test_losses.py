@@ -54,6 +54,23 @@ def test_label_smoothing_is_of_the_classes_and_not_of_the_gate():
     np.testing.assert_allclose(found["cross_entropy"].mean, smoothed, rtol=1e-6)
 
 
+@pytest.mark.parametrize("of_teacher", [False, True])
+def test_of_a_blended_image_either_class_counts_by_its_share(of_teacher):
+    # Softmax of (ln 3, 0): 3/4, 1/4. A quarter of the image is of class 1, whose branch is 1.
+    logits = tf.constant([[LN3, 0.0]], tf.float32)
+    forward = Forward(logits, None, None, None, None, logits, logits)
+    mixed = {"second_labels": tf.constant([1]), "second_own_branch": tf.constant([1])}
+    given = targets([0], [0], 2, second_share=tf.constant([0.25]), **mixed)
+    settings = {}
+    if of_teacher:  # it does not count here
+        given |= {"teacher_logits": logits, "teacher_weight": tf.zeros(1), "clusters": tf.eye(2)}
+        settings = {"gater_targets": "teacher"}
+    found = losses.sums(with_settings(losses.HYDRA, settings), forward, given)
+    expected = 0.75 * (LN4 - LN3) + 0.25 * LN4
+    for name in ("ensemble", "gater", "branch"):
+        np.testing.assert_allclose(found[name].mean, expected, rtol=1e-6, err_msg=name)
+
+
 def of_teacher(logits, weights):
     """The targets that a teacher gives."""
     return {"teacher_logits": tf.constant(logits), "teacher_weight": tf.constant(weights)}

@@ -68,6 +68,16 @@ def test_every_config_parses(config, monkeypatch):
             ["--distill=runs/a", "--distill_weight=1", "--backbone=MobileNetV2", "--freeze=stem"],
             "--freeze trains on maps: add --cached_views=0",
         ),
+        (
+            ["--mixup=0.2", "--backbone=MobileNetV2", "--freeze=stem"],
+            "--mixup changes images, and --freeze=stem",
+        ),
+        (
+            ["--rand_augment=0.5", "--backbone=MobileNetV2", "--freeze=stem"],
+            "or --cached_views=4, of which the third and fourth are drawn so. Received: rand_augment=0.5",
+        ),
+        (["--rand_augment=1.5"], r"rand_augment must be in \[0, 1\]. Received: 1.5"),
+        (["--mixup=-1"], "mixup must be at least 0. Received: -1"),
         (["--distill_until=0"], r"distill_until must be in \(0, 1\]. Received: 0.0"),
         (["--learning_rate=0"], "learning_rate must be above 0"),
         (["--learning_rate=inf"], "learning_rate must be above 0"),

@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dynkhydra_tf import stages, train
 from dynkhydra_tf.flags import parse
@@ -67,6 +68,17 @@ def test_maps_then_images_and_on_from_between(run_command, network, tmp_path, ca
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_images_are_changed_and_blended_once_there_are_images(run_command, network, tmp_path, capsys):
+    places = (f"--run_dir={tmp_path}/run", f"--cache_dir={tmp_path}/cache", f"--backbone={network}")
+    more = ("--epochs=2", "--freeze=until_epoch:1", "--rand_augment=0.5", "--mixup=0.4", "--num_branches=2")
+    more += ("--top_k=1", "--feature_extractor=pixels", "--class_weights=balanced", "--system=hydra")
+    assert run_command(train.main, Settings, *SMALL, *places, *more) is None
+    assert "--rand_augment and --mixup begin after epoch 1" in capsys.readouterr().out
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert [float(row["loss"]) > 0 for row in csv.DictReader(file)] == [True, True]
+
+
 def test_evaluation_batch_size():
     assert [stages.evaluation_batch_size(size) for size in (8, 32, 64, 224)] == [256, 256, 64, 16]
 
@@ -83,6 +95,13 @@ def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
     data = MapData(
         "some", {"train": (np.zeros((8, 1, 2), np.float16), np.array([0] * 6 + [1] * 2, np.int32))}
     )
+    mixed = {"labels": [0, 1], "second_labels": [1, 1], "second_share": [0.25, 0.5]}
+    settings = parse(["--batch_size=2", "--class_weights=balanced"])
+    with pytest.MonkeyPatch.context() as patch:
+        blended = tf.data.Dataset.from_tensors((np.zeros((2, 2)), mixed))
+        patch.setattr(stages, "training_batches", lambda *_, **__: blended)
+        ((_, _, weights),) = stages._batches(settings, data, 1, 0, draw_view)
+        np.testing.assert_allclose(weights, [0.75 * 8 / 12 + 0.25 * 2, 2])
     for how, expected in (("none", None), ("balanced", {0: 8 / 12, 1: 2.0})):
         settings = parse(["--batch_size=4", f"--class_weights={how}"])
         batches = list(stages._batches(settings, data, 1, 0, draw_view))

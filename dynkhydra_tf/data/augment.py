@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the CPU: shift, horizontal flip and cutout, each image on its own.
+"""Augmentation of whole batches on the CPU: shift, flip, RandAugment and cutout, each image on its own.
 
 The paper names cutout but no sizes; 4 px of shift, flip and a cutout of 16 px are the usual choice for
 CIFAR-100 and ours. Everything here is a function of the images and a seed: a run that is interrupted and
@@ -14,9 +14,9 @@ from dynkhydra_tf.settings import AugmentationSettings
 
 
 class Augmentation:
-    """Shifts, flips and cuts each image of a batch at random.
+    """Shifts, flips, changes and cuts each image of a batch at random.
 
-    An object and not a function, because keras-cv's layer makes a variable, which a traced function must not.
+    An object and not a function, because keras-cv's layers make variables, which a traced function must not.
 
     Args:
         image_size: S.
@@ -26,6 +26,7 @@ class Augmentation:
         flip: whether to mirror half of the images left to right.
         cutout: side in pixels of the square that is cut out of each image; 0 for none. The centre is
             anywhere in the image, so the square can hang over the border.
+        rand_augment: magnitude in [0, 1] of `RandAugment`, between the two; 0 for none.
 
     Call arguments:
         images: (B,S,S,3), uint8 or floating, values 0..255; B need not be known statically.
@@ -40,15 +41,26 @@ class Augmentation:
     """
 
     def __init__(
-        self, image_size: int, fill: ArrayLike, shift: int = 4, flip: bool = True, cutout: int = 16
+        self,
+        image_size: int,
+        fill: ArrayLike,
+        shift: int = 4,
+        flip: bool = True,
+        cutout: int = 16,
+        rand_augment: float = 0.0,
     ) -> None:
-        """Checks the amounts; loads keras-cv where there is something to cut out."""
+        """Checks the amounts; loads keras-cv where it is needed."""
         _check_amounts(image_size, shift, cutout)
         self.image_size = image_size
         self.fill = fill
         self.shift = shift
         self.flip = flip
-        self.cut_squares = SquareCutter(cutout) if cutout else None
+        self.cut_squares = self.rand_augment = None
+        if cutout or rand_augment:
+            from dynkhydra_tf.data.keras_cv_layers import RandAugment, SquareCutter  # loads keras-cv
+
+            self.cut_squares = SquareCutter(cutout) if cutout else None
+            self.rand_augment = RandAugment(rand_augment) if rand_augment else None
 
     def __call__(self, images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor | None = None) -> tf.Tensor:
         """Augments a batch; see the class."""
@@ -61,9 +73,11 @@ class Augmentation:
             if mirrored is None:
                 mirrored = tf.random.stateless_uniform((count,), flip_seed) < (0.5 if self.flip else 0.0)
             images = move(images, offsets, mirrored, self.fill)
+        if self.rand_augment:
+            images = self.rand_augment(images, tf.random.fold_in(seed, 3))  # the draws of the others stay
         if self.cut_squares:
             centers = tf.random.stateless_uniform((count, 2), cutout_seed, 0, self.image_size, tf.int32)
-            images = self.cut_squares(images, centers, self.fill)
+            images = self.cut_squares(images, centers, _color(self.fill, images.dtype))
         return images
 
 
@@ -75,7 +89,8 @@ def make_augmentation(settings: AugmentationSettings, data: ImageData) -> Augmen
     """
     check_augmentation(settings, data)
     flip = has_mirror_images(settings, data)
-    return Augmentation(data.image_size, data.mean, settings.shift, flip, settings.cutout)
+    amounts = settings.shift, flip, settings.cutout, settings.rand_augment
+    return Augmentation(data.image_size, data.mean, *amounts)
 
 
 def has_mirror_images(settings: AugmentationSettings, data: ImageData) -> bool:
@@ -132,48 +147,6 @@ def move(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor, fill: tf.Te
     pixels = tf.reshape(images, (-1, images.shape[-1]))
     pixels = tf.concat([pixels, _color(fill, images.dtype)[None]], axis=0)
     return tf.gather(pixels, tf.where(inside, source, count * size * size))
-
-
-class SquareCutter:
-    """Fills a square of each image, through keras-cv's RandomCutout.
-
-    Called as a layer, RandomCutout falls short twice: its fill is one scalar for all channels, and its draws
-    come from a generator that a resumed run cannot set back. So it is handed the centres, which
-    `augment_images` allows, and what it cuts is a mask: any colour can then be filled in.
-
-    Args:
-        side: pixels; the square covers [centre - side/2, centre + side/2), less what hangs over the border.
-
-    Call arguments:
-        images: (B,S,S,3), any numeric dtype; S known statically.
-        centers: (B,2) int32, row and column.
-        fill: 3 numbers, the colour of the square.
-
-    Returns:
-        (B,S,S,3), the dtype of `images`.
-    """
-
-    def __init__(self, side: int) -> None:
-        """Makes the layer."""
-        import keras_cv  # here, because without cutout it is not needed
-
-        self.side = side
-        # The factors and the seed are not used: every call brings its own rectangles. With seed=None the
-        # layer would take TensorFlow's global generator, which op determinism forbids.
-        self._layer = keras_cv.layers.RandomCutout(0.5, 0.5, seed=1, dtype="float32")
-
-    def __call__(self, images: tf.Tensor, centers: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
-        """Cuts; see the class."""
-        count, size = tf.shape(images)[0], images.shape[1]
-        sides = tf.fill((count,), self.side)
-        rectangles = {
-            "centers_y": centers[:, 0],
-            "centers_x": centers[:, 1],
-            "rectangles_height": sides,
-            "rectangles_width": sides,
-        }
-        kept = self._layer.augment_images(tf.ones((count, size, size, 1)), transformations=rectangles)
-        return tf.where(kept > 0, images, _color(fill, images.dtype))
 
 
 def _inside(index, size):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.data.image_data import ImageData
+from dynkhydra_tf.data.mixup import mix
 from dynkhydra_tf.errors import UserError
 
 LOADED_AT_ONCE = 256  # images
@@ -46,6 +47,7 @@ def training_batches(
     initial_step: int = 0,
     split: str = "train",
     alternating_flip: bool = False,
+    mixup: float = 0.0,
 ) -> tf.data.Dataset:
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
@@ -62,9 +64,11 @@ def training_batches(
         alternating_flip: whether to tell `augment`, as a third argument, which images (B,) bool to mirror: in
             the first epoch about half of them, by a draw of the seed and each one's number in the split, then
             in turn those and the others, so that an image is seen from either side equally often.
+        mixup: alpha of `mix`; 0 for none.
 
     Returns:
-        `tf.data.Dataset` of (images (B,S,S,3) uint8, labels (B,) int32), of known cardinality.
+        `tf.data.Dataset` of (images (B,S,S,3) uint8, labels (B,) int32, or with mixup the targets of `mix`),
+        of known cardinality.
 
     Raises:
         UserError: B is under 1 or over the number of images.
@@ -73,7 +77,7 @@ def training_batches(
     size = data.sizes[split]
     first_epoch = initial_step // steps
     order_seed, augment_seed = tf.unstack(tf.random.split(tf.constant([seed, 0], tf.int64), 2))
-    flip_seed = tf.constant([seed, 1], tf.int64)
+    flip_seed, mix_seed = (tf.constant([seed, number], tf.int64) for number in (1, 2))
 
     def epoch_batches(epoch):
         """Batches of one epoch, without those that are done: (indices (B,), which to mirror (B,) bool)."""
@@ -87,7 +91,8 @@ def training_batches(
     def augment_batch(step, batch):
         images, labels, mirrored = batch
         told = (mirrored,) if alternating_flip else ()
-        return augment(images, tf.random.fold_in(augment_seed, step), *told), labels
+        images = augment(images, tf.random.fold_in(augment_seed, step), *told)
+        return mix(images, labels, tf.random.fold_in(mix_seed, step), mixup) if mixup else (images, labels)
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
     batches = _read(data, split, batches, batch_size)
