@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dynkhydra_tf import losses
+from dynkhydra_tf import distribution, losses
 from dynkhydra_tf.backbones.base import Backbone
 from dynkhydra_tf.backbones.first_weights import GiveWeights
 from dynkhydra_tf.gating import COMBINATIONS, combination_weights, exits, gate_logits_of, select_branches
@@ -335,7 +335,7 @@ class Hydra(ImageClassifier):
             stacks = []  # a branch idle in the last of several batches may have a gradient of another
         before = [tf.convert_to_tensor(stack) for stack in stacks]  # `stack.value` is the variable itself
         super().update(gradients, forward)
-        ran = tf.reduce_any(forward.needed, axis=0)
+        ran = distribution.anywhere(tf.reduce_any(forward.needed, axis=0))
 
         def restore():
             for stack, value in zip(stacks, before, strict=True):
@@ -343,6 +343,10 @@ class Hydra(ImageClassifier):
                 stack.assign(tf.where(rows, stack.value, value))
 
         tf.cond(tf.reduce_all(ran), lambda: None, restore)
+
+    def branch_images(self, forward: Forward) -> tf.Tensor:
+        """Returns how many images each branch ran on, (N,) int32."""
+        return self.branches.images(forward.needed)
 
     @property
     def _stacked(self):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from dynkhydra_tf import losses
+from dynkhydra_tf import distribution, losses
 from dynkhydra_tf.answers import Answer
 from dynkhydra_tf.averaging import build_optimizer, update_averages
 from dynkhydra_tf.backbones.base import Backbone
@@ -25,7 +25,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.losses import Loss, Sums, Targets
 from dynkhydra_tf.model_parts import check_settings, make_normalizer
 from dynkhydra_tf.reports import Report
-from dynkhydra_tf.targets import check_shape, in_one_line, unpack
+from dynkhydra_tf.targets import check_shape, in_one_line, require, unpack
 
 
 class ImageClassifier(keras.Model, abc.ABC):
@@ -257,43 +257,69 @@ class ImageClassifier(keras.Model, abc.ABC):
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """One step on (images, targets): the losses, their gradients, the update."""
-        return self._step(data, self._train)
+        images, targets = self._unpacked(data)
+        if images.shape[0]:
+            return self._train(images, targets)
+        if distribution.is_shared():
+            some = tf.shape(images)[0] > 0
+            message = "A batch to train on must have an image for each device."
+            with tf.control_dependencies([require(some, message, tf.shape(images)[0])]):
+                return self._train(tf.identity(images), targets)
+        # An empty batch, perhaps: it changes nothing.
+        return tf.cond(tf.shape(images)[0] > 0, lambda: self._train(images, targets), self._results)
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """The same losses and metrics without an update."""
-        return self._step(data, self._test)
+        images, targets = self._unpacked(data)
 
-    def _step(self, data, step):
-        needs = [need for loss in self.loss_terms.values() for need in loss.needs]
-        images, targets = unpack(data, self.num_classes, needs)
+        def test():
+            return self._sums(*self.losses_of(images, targets, training=False))
+
         if images.shape[0]:
-            return step(images, targets)
-        # An empty batch, perhaps: it changes nothing.
-        return tf.cond(tf.shape(images)[0] > 0, lambda: step(images, targets), self._results)
+            return self._reported(test())
+        return self._reported(tf.cond(tf.shape(images)[0] > 0, test, self._report.nothing))
+
+    def _unpacked(self, data):
+        needs = [need for loss in self.loss_terms.values() for need in loss.needs]
+        return unpack(data, self.num_classes, needs)
 
     def _train(self, images, targets):
-        with tf.GradientTape() as tape:
+        moving = distribution.Moving(self.non_trainable_variables)
+        with tf.GradientTape() as tape, moving:
             sums, forward, targets = self.losses_of(images, targets, training=True)
-            total = losses.total(self.loss_terms, {name: value.mean for name, value in sums.items()})
+            # A replica's share of the mean over all replicas' images; the optimizer adds up the gradients.
+            of_all = distribution.add_up([value.images for value in sums.values()])
+            shares = zip(sums.items(), of_all, strict=True)
+            means = {name: Sums(value.loss, images).mean for (name, value), images in shares}
+            total = losses.total(self.loss_terms, means)
             scaled = self.optimizer.scale_loss(total)
         if self.trainable_variables:
             self.update(tape.gradient(scaled, self.trainable_variables), forward)
+        moving.apply(tf.shape(images)[0], self.branch_images(forward))
+        if self.trainable_variables:
             update_averages(self)
-        return self._reported(sums, forward, targets)
+        return self._reported(self._sums(sums, forward, targets))
 
-    def _test(self, images, targets):
-        return self._reported(*self.losses_of(images, targets, training=False))
+    def branch_images(self, forward: Any) -> tf.Tensor | None:
+        """Returns how many images each branch ran on, (N,) int32; None where there are none."""
+        return None
 
     def update(self, gradients: list[tf.Tensor], forward: Any) -> None:
         """Applies the gradients, one for each trainable variable; `forward` is the pass that they are of."""
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
 
-    def _reported(self, sums, forward, targets):
-        self._report.update(sums, self.numbers(forward, targets))
+    def _sums(self, sums, forward, targets):
+        """The `Sums` of the losses and of the other numbers, by name; updates the metrics of `compile`."""
         if self._compile_metrics is not None:
             weight = targets.get("sample_weight")
             self._compile_metrics.update_state(targets["labels"], forward.logits, weight)
             _check_metrics(self._compile_metrics.metrics)
+        numbers = self.numbers(forward, targets)
+        return sums | {name: losses.sums_of(values) for name, values in numbers.items()}
+
+    def _reported(self, sums):
+        of_all = distribution.add_up(tf.nest.flatten(sums))
+        self._report.update(tf.nest.pack_sequence_as(sums, of_all))
         return self._results()
 
     def _results(self):
@@ -303,7 +329,7 @@ class ImageClassifier(keras.Model, abc.ABC):
             raise ValueError(
                 f"metrics must have other names than the model's own. Received: {', '.join(twice)}"
             )
-        return own | given
+        return distribution.packed(own | given)
 
     @property
     def metrics(self) -> list[keras.Metric]:
@@ -314,19 +340,23 @@ class ImageClassifier(keras.Model, abc.ABC):
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         if not self.optimizer.built:
-            build_optimizer(self)
+            with distribution.scope_of(self):
+                build_optimizer(self)
         super().make_train_function(force)
-        self.train_function: Callable = in_one_line(self.train_function)
+        self.train_function: Callable = in_one_line(distribution.unpacking(self.train_function))
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         super().make_test_function(force)
-        self.test_function: Callable = in_one_line(self.test_function)
+        self.test_function: Callable = in_one_line(distribution.unpacking(self.test_function))
 
     def make_predict_function(self, force: bool = False) -> None:
         """As Keras's, and errors that `targets.require` finds are one line."""
         super().make_predict_function(force)
         self.predict_function: Callable = in_one_line(self.predict_function)
+
+    def _maybe_symbolic_build(self, *args: object, **kwargs: object) -> None:
+        """Nothing: the parts are built; under a strategy Keras's would take a batch to trace each once."""
 
     # === Serialisation ===
 

@@ -225,6 +225,11 @@ def _sums(name, loss, forward, targets):
     return Sums(tf.linalg.matvec(groups, values, transpose_a=True), tf.reduce_sum(groups, axis=0))
 
 
+def sums_of(values: tf.Tensor) -> Sums:
+    """Returns the `Sums` of one group of all images, of a value (B,) for each."""
+    return Sums(tf.reduce_sum(values, keepdims=True), tf.cast(tf.shape(values), tf.float32))
+
+
 def total(losses: Mapping[str, Loss], means: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """Returns the scalar sum of weight times mean over the losses (Eq. 7)."""
     return tf.add_n([loss.weight * means[name] for name, loss in losses.items()])

@@ -1,5 +1,6 @@
 """The optimizer of a run: its rate over the steps and of the branches, and what its weight decay touches."""
 
+import re
 from typing import Any
 
 import keras
@@ -148,7 +149,8 @@ class _Recipe(Averaging):
         self.branch_gradient_scale = branch_gradient_scale
 
     def _use_weight_decay(self, variable: tf.Variable) -> bool:
-        name = variable.name.partition(":")[0]  # TensorFlow appends ":0"
+        # TensorFlow appends ":0", and before it "/replica_1" to the copy of a second device.
+        name = re.sub(r"(/replica_\d+)?:\d+$", "", variable.name)
         return not self.decay_kernels_only or name.endswith("kernel")
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:

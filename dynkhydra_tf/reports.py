@@ -15,19 +15,23 @@ from dynkhydra_tf import losses
 from dynkhydra_tf.losses import Loss, Sums
 
 
-class LossMean(keras.metrics.Metric):
+class MeanOfSums(keras.metrics.Metric):
     """A loss over all the images since the last reset, whatever the batches were: see `losses.Sums`.
+
+    On several replicas each adds the sums over all of them, and any one can be read.
 
     Args:
         num_groups: int, G.
+        direction: "up" where more is better, "down" where less is, None where neither.
     """
 
-    _direction = "down"
-
-    def __init__(self, num_groups: int, name: str) -> None:
+    def __init__(self, num_groups: int, name: str, direction: str | None) -> None:
         super().__init__(name=name, dtype="float32")
-        self.loss = self.add_variable((num_groups,), "zeros", name="loss")
-        self.images = self.add_variable((num_groups,), "zeros", name="images")
+        if direction:
+            self._direction = direction
+        of_all = {"aggregation": "only_first_replica"}
+        self.loss = self.add_variable((num_groups,), "zeros", name="loss", **of_all)
+        self.images = self.add_variable((num_groups,), "zeros", name="images", **of_all)
 
     def update_state(self, sums: Sums) -> None:
         """Adds a batch."""
@@ -44,12 +48,12 @@ class TotalLoss(keras.metrics.Metric):
 
     Args:
         terms: the losses by name.
-        means: their `LossMean`s; this metric resets them.
+        means: their `MeanOfSums`; this metric resets them.
     """
 
     _direction = "down"
 
-    def __init__(self, terms: Mapping[str, Loss], means: Mapping[str, LossMean]) -> None:
+    def __init__(self, terms: Mapping[str, Loss], means: Mapping[str, MeanOfSums]) -> None:
         super().__init__(name="loss", dtype="float32")
         self._terms = terms
         self._means = means
@@ -88,23 +92,23 @@ class Report:
         self, terms: Mapping[str, Loss], group_sizes: Mapping[str, int], numbers: Mapping[str, str | None]
     ) -> None:
         self._means = {
-            name: LossMean(group_sizes[loss.groups] if loss.groups else 1, name=f"{name}_loss")
+            name: MeanOfSums(group_sizes[loss.groups] if loss.groups else 1, f"{name}_loss", "down")
             for name, loss in terms.items()
         }
-        self._numbers = {name: keras.metrics.Mean(name=name) for name in numbers}
-        for name, direction in numbers.items():
-            if direction:
-                self._numbers[name]._direction = direction
+        self._numbers = {name: MeanOfSums(1, name, direction) for name, direction in numbers.items()}
         parts = self._means.values() if len(terms) > 1 else ()  # one alone is the total
         self._reported = [TotalLoss(terms, self._means), *parts, *self._numbers.values()]
         self.metrics = [*self._reported, _Directions(self._reported)]
 
-    def update(self, sums: Mapping[str, Sums], numbers: Mapping[str, tf.Tensor]) -> None:
-        """Adds a batch: the `Sums` of each loss, and the values (B,) of each number."""
-        for name, mean in self._means.items():
+    def update(self, sums: Mapping[str, Sums]) -> None:
+        """Adds a batch: the `Sums` of each loss, and those of each number."""
+        for name, mean in (self._means | self._numbers).items():
             mean.update_state(sums[name])
-        for name, mean in self._numbers.items():
-            mean.update_state(numbers[name])
+
+    def nothing(self) -> dict[str, Sums]:
+        """What a batch without images gives."""
+        both = {name: tf.zeros(mean.loss.shape) for name, mean in (self._means | self._numbers).items()}
+        return {name: Sums(zeros, zeros) for name, zeros in both.items()}
 
     def results(self) -> dict[str, tf.Tensor]:
         """The numbers since the last reset, scalars by name."""

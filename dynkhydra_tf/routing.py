@@ -160,8 +160,7 @@ class Branches(keras.Layer):
         Returns:
             `Routes` of all pairs that were run.
         """
-        # Ints from here on: oneDNN cannot transpose bools.
-        needed = tf.cast(tf.ones_like(needed) if self.routing == "dense" else needed, tf.int32)
+        needed = self._run(needed)
         branch, image = tf.unstack(tf.where(tf.transpose(needed)), axis=1)
         if self.routing == "dense":
             rows = [features] * self.num_branches
@@ -178,6 +177,14 @@ class Branches(keras.Layer):
             for index, values in zip(self._runner.state, zip(*states, strict=True), strict=True):
                 self.stacks[index].assign(tf.stack(values))
         return Routes(tf.concat(projections, axis=0), image, branch)
+
+    def images(self, needed: tf.Tensor) -> tf.Tensor:
+        """Returns how many images each branch runs on, (N,) int32, for `needed` as of `call`."""
+        return tf.reduce_sum(self._run(needed), axis=0)
+
+    def _run(self, needed):
+        """The pairs that are run, (B, N) int32: oneDNN cannot transpose bools."""
+        return tf.cast(tf.ones_like(needed) if self.routing == "dense" else needed, tf.int32)
 
 
 def _variables_by_name(branch):

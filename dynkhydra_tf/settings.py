@@ -17,6 +17,7 @@ SYSTEMS = ("hydra", "plain")
 SCHEDULES = ("piecewise", "cosine", "linear")
 OPTIMIZERS = ("adamw", "sgd")
 GATER_TARGETS = ("hard", "teacher")
+DISTRIBUTE = ("none", "mirrored", "workers")
 DATASETS = ("cifar100", "cub200", "digits", "folder", "food101", "imagenet32")
 BACKBONES = ("densenet", "resnet", "ressep")
 PAPER = {"num_branches": 20, "top_k": 4, "batch_size": 128}
@@ -575,6 +576,19 @@ class DistillationSettings(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributionSettings(Checked):
+    """How many devices or machines train together."""
+
+    distribute: str = setting(
+        "none",
+        "mirrored: all GPUs of this machine, or else its processor, each with its share of every batch. "
+        "workers: one such process on each machine, of which TF_CONFIG tells, as Kubeflow's TFJob sets it.",
+        role=Role.PLACE,
+        choices=DISTRIBUTE,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class PlaceSettings(Checked):
     """Where a run writes."""
 
@@ -604,6 +618,7 @@ class Settings(Checked):
     network: NetworkSettings = NetworkSettings()
     optimisation: OptimisationSettings = OptimisationSettings()
     distillation: DistillationSettings = DistillationSettings()
+    distribution: DistributionSettings = DistributionSettings()
     place: PlaceSettings = PlaceSettings()
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.data import ImageData, evaluation_batches, make_augmentation, training_batches
 from dynkhydra_tf.data.augment import has_mirror_images
+from dynkhydra_tf.distribution import scope_of
 from dynkhydra_tf.frozen_maps import Views, cached_maps, draw_view
 from dynkhydra_tf.image_classifier import ImageClassifier
 from dynkhydra_tf.optimisation import make_optimizer
@@ -55,7 +56,8 @@ def stages(
         done = frozen * steps
     if frozen < epochs:
         if model.frozen_part():
-            unfreeze(model, make_optimizer(settings.optimisation, steps, frozen))
+            with scope_of(model):
+                unfreeze(model, make_optimizer(settings.optimisation, steps, frozen))
         yield _on_images(settings, model, data, epochs, done)
 
 

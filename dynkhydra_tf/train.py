@@ -43,6 +43,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     import numpy as np
     import tensorflow as tf
 
+    from dynkhydra_tf import distribution
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
     from dynkhydra_tf.averaging import build_optimizer, end_averages
     from dynkhydra_tf.backbones import open_backbone
@@ -65,6 +66,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.stages import evaluation_batch_size, stages
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
+
+    strategy = distribution.open_strategy(settings.distribution.distribute)  # before TensorFlow computes
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     if settings.data.dataset == "folder":
@@ -89,9 +92,11 @@ def train(settings: Settings, run: RunDirectory) -> None:
         teacher = open_teacher(distillation.distill, data, part_dtype(optimisation.mixed_precision), run.path)
     if branched:
         warn_of_small_clusters(data.num_classes, network.num_branches)
+    distribution.check_batch_size(optimisation.batch_size, strategy)
     steps = steps_per_epoch(data, optimisation.batch_size)
     check_augmentation(settings.augmentation, data)
-    optimizer = make_optimizer(optimisation, steps)
+    with distribution.scope(strategy):
+        optimizer = make_optimizer(optimisation, steps)
 
     # === Class partition (Algorithm 2); a plain network has none ===
     partition = None
@@ -111,49 +116,52 @@ def train(settings: Settings, run: RunDirectory) -> None:
         )
 
     # === Model: the last checkpoint's, or a new one ===
-    model, done = run.load_checkpoint() if run.continued else (None, 0)
-    if model is None and backbone is None:  # killed before the first one
-        backbone, give = open_backbone(network, data.image_size)
-        source = open_source(network, backbone)
-    keras.utils.set_random_seed(optimisation.seed)
-    if model is None:
-        given: dict[str, Any] = {
-            # A network of Keras brings its own normalisation: no pass over the images for that.
-            **({} if network.is_of_keras else {"mean": data.mean, "std": data.std}),
-            "class_names": data.class_names,
-            "picture_fit": data.fit,
-            "part_dtype": part_dtype(optimisation.mixed_precision),
-            "label_smoothing": optimisation.label_smoothing,
-            "distill_weight": distillation.distill_weight,
-            "distill_temperature": distillation.distill_temperature,
-        }
-        if branched:
-            model = Hydra(
-                backbone,
-                partition.cluster_of_class,
-                top_k=network.top_k,
-                tau=network.tau,
-                train_tau=network.train_tau,
-                combine=network.combine,
-                trunk=network.trunk,
-                exit_confidence=network.exit_confidence,
-                routing=network.routing,
-                ensemble_weight=network.ensemble_weight,
-                gater_weight=network.gater_weight,
-                branch_weight=network.branch_weight,
-                gater_targets=distillation.gater_targets,
-                **given,
-            )
+    with distribution.scope(strategy):
+        model, done = run.load_checkpoint() if run.continued else (None, 0)
+        if model is None and backbone is None:  # killed before the first one
+            backbone, give = open_backbone(network, data.image_size)
+            source = open_source(network, backbone)
+        keras.utils.set_random_seed(optimisation.seed)
+        if model is None:
+            given: dict[str, Any] = {
+                # A network of Keras brings its own normalisation: no pass over the images for that.
+                **({} if network.is_of_keras else {"mean": data.mean, "std": data.std}),
+                "class_names": data.class_names,
+                "picture_fit": data.fit,
+                "part_dtype": part_dtype(optimisation.mixed_precision),
+                "label_smoothing": optimisation.label_smoothing,
+                "distill_weight": distillation.distill_weight,
+                "distill_temperature": distillation.distill_temperature,
+            }
+            if branched:
+                model = Hydra(
+                    backbone,
+                    partition.cluster_of_class,
+                    top_k=network.top_k,
+                    tau=network.tau,
+                    train_tau=network.train_tau,
+                    combine=network.combine,
+                    trunk=network.trunk,
+                    exit_confidence=network.exit_confidence,
+                    routing=network.routing,
+                    ensemble_weight=network.ensemble_weight,
+                    gater_weight=network.gater_weight,
+                    branch_weight=network.branch_weight,
+                    gater_targets=distillation.gater_targets,
+                    **given,
+                )
+            else:
+                model = Plain(backbone, data.num_classes, **given)
+            if give:
+                model.set_first_weights(give)
+            if source:
+                source.start(model)
+            model.compile(optimizer)
+            build_optimizer(model)
         else:
-            model = Plain(backbone, data.num_classes, **given)
-        if give:
-            model.set_first_weights(give)
-        if source:
-            source.start(model)
-        model.compile(optimizer)
-        build_optimizer(model)
-    else:
-        print(f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}.")
+            print(
+                f"{run.path}: going on after step {done}, epoch {done / steps:.2f} of {optimisation.epochs}."
+            )
 
     # === Train: on images, or on the maps of what is frozen ===
     to_come = stages(settings, model, data, steps, done)
@@ -173,7 +181,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
         patience = optimisation.early_stopping
         fit(model, run, batches, watched, stage.end, steps, stage.done, patience=patience)
     if optimisation.early_stopping:
-        model = run.load_best()
+        with distribution.scope(strategy):
+            model = run.load_best()
     end_averages(model)
     run.save_model(model)
 

@@ -17,7 +17,7 @@ ORDER = """
 errors paper_numbers machine import_hooks quiet
 files tables fields registration meter flop_count photo_files answers
 settings caches predictions printed_answers
-flags applications averaging
+flags applications averaging distribution
 cli gating routing losses heads targets optimisation
 backbones
 folding model_parts reports data

@@ -1,0 +1,185 @@
+"""Training on several devices or by several processes, on tf.distribute, and what a step needs of it.
+
+Every device, a replica, has a copy of the model and takes its share of each batch. A model calls the
+functions of the second part within its step; where no strategy is in force they leave everything as it is on
+one device. All copies stay the same: what a step assigns is computed from sums over the replicas.
+
+Axis letters: R replicas, N branches (nb).
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dynkhydra_tf.errors import UserError
+
+# === For a command: which devices ===
+
+
+def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
+    """Returns the strategy of a `--distribute`; None for "none".
+
+    "workers" must come before anything that TensorFlow computes; TF_CONFIG tells it of the other processes.
+    """
+    if distribute == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if distribute == "workers":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return None
+
+
+def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:
+    """Returns the block in which models and optimizers are made, loaded and compiled for a strategy."""
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Returns the `scope` of the strategy that a model was made for."""
+    return scope(model._distribute_strategy)
+
+
+def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether this process writes; of several, one does."""
+    resolver = None if strategy is None else strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().as_dict():
+        return True
+    if resolver.task_type in ("chief", "master"):
+        return True
+    return not resolver.cluster_spec().as_dict().get("chief") and resolver.task_id == 0
+
+
+def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy | None) -> None:
+    """Checks that a batch, which is that of all devices together, can be shared equally.
+
+    Raises:
+        UserError: it cannot.
+    """
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise UserError(
+            f"batch_size is shared equally by {replicas} devices and must be a multiple of {replicas}. "
+            f"Received: batch_size={batch_size}"
+        )
+
+
+# === For a model: within its step ===
+
+
+def is_shared() -> bool:
+    """Whether the step that is traced is one replica's; there nothing is added up within a tf.cond."""
+    return tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+
+
+def add_up(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the sum over the replicas of each of some tensors of one type, in one message."""
+    if not is_shared() or not tensors:
+        return list(tensors)
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    parts = tf.split(flat, [tf.size(tensor) for tensor in tensors], num=len(tensors))
+    return [tf.reshape(part, tf.shape(tensor)) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def anywhere(condition: tf.Tensor) -> tf.Tensor:
+    """Returns bools of any shape, true where a replica has them true."""
+    return add_up([tf.cast(condition, tf.float32)])[0] > 0 if is_shared() else condition
+
+
+def packed(results: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns a step's scalars, the same on all replicas, as Keras takes them.
+
+    For several processes that is with a leading axis, each apart averaged over these; here in one message.
+    """
+    if is_shared() and isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        return {",".join(results): tf.stack([tf.cast(value, tf.float32) for value in results.values()])[None]}
+    return results
+
+
+def unpacking(step: Callable[..., dict[str, tf.Tensor]]) -> Callable[..., dict[str, tf.Tensor]]:
+    """Returns a function that gives the scalars of a step by name, whether they were `packed` or not."""
+
+    @functools.wraps(step)
+    def run(*args):
+        results = step(*args)
+        if len(results) == 1 and next(iter(results.values())).shape.rank:
+            ((names, values),) = results.items()
+            return dict(zip(names.split(","), tf.unstack(values), strict=True))
+        return results
+
+    return run
+
+
+class Moving:
+    """What a pass over a batch moves but the weights: statistics of normalisation, states of random draws.
+
+    Within the block the pass leaves them as they are; `apply` then moves them on all replicas alike. Without
+    a strategy they move as they always do.
+
+    Args:
+        variables: the model's.
+    """
+
+    def __init__(self, variables: Iterable[keras.Variable]) -> None:
+        self._variables = list(variables)
+        self._before: dict[int, tf.Tensor] = {}
+        self._scope: Any = contextlib.nullcontext()
+        if is_shared():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for variable in self._variables:
+                # Else all replicas would draw the same, such as which units drop out.
+                draws = 0 if tf.as_dtype(variable.dtype).is_floating else replica
+                self._before[id(variable)] = variable.value + tf.cast(draws, variable.dtype)
+            before = [self._before[id(variable)] for variable in self._variables]
+            self._scope = keras.StatelessScope(list(zip(self._variables, before, strict=True)))
+
+    def __enter__(self) -> "Moving":
+        """Returns itself."""
+        self._scope.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the block."""
+        self._scope.__exit__(*error)
+
+    def apply(self, images: tf.Tensor, branch_images: tf.Tensor | None) -> None:
+        """Moves them by the mean of what moved them on each replica, over the images that it saw.
+
+        Args:
+            images: scalar, how many of the batch this replica saw.
+            branch_images: (N,), how many each of its branches saw; a branch that ran nowhere stays.
+        """
+        if not is_shared():
+            return
+        moved = []
+        for variable in self._variables:
+            before, after = self._before[id(variable)], self._scope.get_current_value(variable)
+            if after is not before:
+                moved.append((variable, before, after))
+        for kind in {variable.dtype: None for variable, _, _ in moved}:
+            self._move([entry for entry in moved if entry[0].dtype == kind], images, branch_images)
+
+    def _move(self, moved, images, branch_images):
+        """Moves those of one type."""
+        floats = tf.as_dtype(moved[0][0].dtype).is_floating
+        number = tf.float32 if floats else tf.int64
+        weights, sums = [], []
+        for variable, before, after in moved:
+            weight = branch_images if getattr(variable, "of_branches", False) else images
+            # A random state moves by the same number wherever it does.
+            weights.append(tf.cast(weight if floats else weight > 0, number))
+            sums.append(_along(weights[-1], before) * (tf.cast(after, number) - tf.cast(before, number)))
+        totals = add_up(sums + weights)
+        for (variable, _, _), total, weight in zip(moved, totals, totals[len(moved) :], strict=False):
+            weight = _along(weight, total)
+            step = tf.math.divide_no_nan(total, weight) if floats else total // tf.maximum(weight, 1)
+            variable.assign(tf.cast(tf.cast(variable.value, number) + step, variable.dtype))
+
+
+def _along(weight, tensor):
+    """A scalar as it is; (N,) shaped to multiply (N, ...)."""
+    return tf.reshape(weight, [-1] + [1] * (tensor.shape.rank - 1)) if weight.shape.rank else weight
