@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
 
+STRATEGIES = ("none", "mirrored", "workers")
+
 # === For a command: which devices ===
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dynkhydra_tf import backbones, data, gating, losses, partition, routing, settings
+from dynkhydra_tf import backbones, data, distribution, gating, losses, partition, routing, settings
 from dynkhydra_tf.data.catalog import DATASETS
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Role, changed, leaves
@@ -123,6 +123,7 @@ def test_choices_are_those_of_what_they_stand_for():
         "optimizer": ("adamw", "sgd"),
         "class_weights": ("none", "balanced"),
         "gater_targets": losses.GATER_TARGETS,
+        "distribute": distribution.STRATEGIES,
     }
     assert sorted(backbones.BACKBONES) == list(settings.BACKBONES)
     assert sorted(DATASETS) == list(settings.DATASETS)
