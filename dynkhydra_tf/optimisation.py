@@ -158,7 +158,28 @@ class _Recipe(Averaging):
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
         if getattr(self._trainable_variables[index], "of_branches", False):  # type: ignore[attr-defined]
             learning_rate = learning_rate * self.branch_gradient_scale
-        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+        # An op of TensorFlow's updates the variable itself, not the copies of it that a strategy keeps.
+        if isinstance(gradient, tf.IndexedSlices) or tf.distribute.has_strategy() or not self.in_one_pass:
+            super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+        else:
+            variable = variable.value if isinstance(variable, keras.Variable) else variable
+            self.update_in_one_pass(tf.cast(gradient, variable.dtype), variable, index, learning_rate)
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether TensorFlow has one op for what this optimizer does to a variable."""
+        return True
+
+    def update_in_one_pass(
+        self, gradient: tf.Tensor, variable: tf.Variable, index: int, learning_rate: tf.Tensor
+    ) -> None:
+        """Does what Keras's `update_step` does, by one op in place of one for each sign of the formula.
+
+        Args:
+            gradient: of the variable's dtype. variable: of TensorFlow. index: of what belongs to it.
+            learning_rate: scalar.
+        """
+        raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -171,7 +192,49 @@ class _Recipe(Averaging):
 class SGD(_Recipe, keras.optimizers.SGD):
     """Keras's SGD with decoupled weight decay, and what `_Recipe` adds."""
 
+    @property
+    def in_one_pass(self) -> bool:
+        """Not without momentum, which is one pass in Keras."""
+        return self.momentum > 0
+
+    def update_in_one_pass(
+        self, gradient: tf.Tensor, variable: tf.Variable, index: int, learning_rate: tf.Tensor
+    ) -> None:
+        """See `_Recipe`."""
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[index].value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
+
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
 class AdamW(_Recipe, keras.optimizers.AdamW):
     """Keras's AdamW, and what `_Recipe` adds."""
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Not with amsgrad."""
+        return not self.amsgrad
+
+    def update_in_one_pass(
+        self, gradient: tf.Tensor, variable: tf.Variable, index: int, learning_rate: tf.Tensor
+    ) -> None:
+        """See `_Recipe`."""
+        step = tf.cast(self.iterations.value + 1, variable.dtype)
+        beta_1, beta_2 = (tf.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=beta_1**step,
+            beta2_power=beta_2**step,
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=tf.cast(self.epsilon, variable.dtype),
+            grad=gradient,
+        )
