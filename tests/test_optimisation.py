@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.optimisation import LinearDecay, learning_rate_schedule, make_optimizer
+from dynkhydra_tf.optimisation import SGD, AdamW, LinearDecay, learning_rate_schedule, make_optimizer
 from dynkhydra_tf.settings import OptimisationSettings
 
 
@@ -82,6 +82,59 @@ def test_sgd_has_nesterov_momentum():
     )
     # m = -0.1 * 1; Nesterov's step is 0.9 m - 0.1 * 1 = -0.19.
     assert trained_one_step(make_optimizer(settings, 10), gradient=1.0) == pytest.approx([0.81, 0.81])
+
+
+@pytest.mark.parametrize(
+    "mine, keras_s",
+    [
+        (SGD, keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1)),
+        (SGD, keras.optimizers.SGD(0.1, momentum=0.5)),
+        (SGD, keras.optimizers.SGD(0.1)),
+        (AdamW, keras.optimizers.AdamW(0.1, weight_decay=0.1)),
+        (AdamW, keras.optimizers.AdamW(0.1, beta_1=0.5, beta_2=0.8, epsilon=1e-2)),
+        (AdamW, keras.optimizers.AdamW(0.1, amsgrad=True)),
+    ],
+)
+def test_one_op_does_what_keras_does(mine, keras_s):
+    """Weights and state after three steps; and one optimizer goes on with the state of the other."""
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(2, 3)).astype(np.float32)
+    gradients = rng.normal(size=(4, 2, 3)).astype(np.float32)
+    ends = []
+    for kind in (mine, type(keras_s)):
+        variable, optimizer = keras.Variable(start), kind.from_config(keras_s.get_config())
+        optimizer.build([variable])
+        step = _step_of(optimizer, variable)
+        for gradient in gradients[:3]:
+            step(tf.constant(gradient))
+        ends.append((variable, optimizer, step))
+    (variable, optimizer, step), (expected, of_keras, _) = ends
+    assert np.abs(expected.numpy() - start).min() > 1e-3
+    # TensorFlow's Adam takes 1 - beta_2 in float32, which of 0.999 is 1.3e-5 off.
+    near = {"rtol": 3e-5 if mine is AdamW else 1e-6, "atol": 1e-7}
+    for found, wanted in zip([variable, *optimizer.variables], [expected, *of_keras.variables], strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), **near, err_msg=found.path)
+    assert in_one_op(step) == optimizer.in_one_pass
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert not in_one_op(tf.function(lambda gradient: optimizer.update_step(gradient, variable, 0.1)))
+
+    # As when a run goes on that was begun before.
+    for found, wanted in zip(optimizer.variables, of_keras.variables, strict=True):
+        found.assign(wanted.numpy())
+    variable.assign(expected.numpy())
+    for _, _, run in ends:
+        run(tf.constant(gradients[3]))
+    np.testing.assert_allclose(variable.numpy(), expected.numpy(), **near)
+
+
+def _step_of(optimizer, variable):
+    return tf.function(lambda gradient: optimizer.apply_gradients([(gradient, variable)]))
+
+
+def in_one_op(step):
+    graph = step.get_concrete_function(tf.TensorSpec((2, 3))).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return bool({"ResourceApplyKerasMomentum", "ResourceApplyAdam"} & {node.op for node in nodes})
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

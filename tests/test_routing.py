@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dynkhydra_tf.routing import Branches, Routes, combine
+from dynkhydra_tf.routing import Branches, Routes, combine, rows_of
 from tests.conftest import TinyBackbone
 
 FEATURES = np.random.default_rng(1).normal(size=(4, 4, 4, 4)).astype(np.float32)
@@ -31,6 +31,26 @@ def test_combine_by_hand():
     np.testing.assert_array_equal(
         combine(tf.constant(routes.projections), routes, weights), [[32], [0], [500]]
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("image", [[2, 0, 2, 0, 2], []])
+def test_the_gradient_of_rows_by_hand(dtype, image):
+    features = tf.cast(FEATURES[:3], dtype)
+    weight = tf.cast([1.0, 2, 4, 8, 16][: len(image)], dtype)[:, None, None, None]
+    gradient_of = {}
+    for gather in (rows_of, tf.gather):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            rows = gather(features, tf.constant(image, tf.int64))
+            total = tf.reduce_sum(rows * weight)
+        np.testing.assert_array_equal(rows, np.asarray(features)[np.array(image, int)])
+        gradient_of[gather] = tf.convert_to_tensor(tape.gradient(total, features))
+    expected = [10, 0, 21] if image else [0, 0, 0]  # 2 + 8, none, 1 + 4 + 16
+    found = gradient_of[rows_of]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(tf.cast(found[:, 0, 0, 0], tf.float32), expected)
+    np.testing.assert_array_equal(found, gradient_of[tf.gather])
 
 
 def test_routes_name_the_pairs_that_were_needed():
