@@ -325,7 +325,8 @@ def predict_plain(model: Plain, batches: tf.data.Dataset) -> Predictions:
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
-        return _ranked(model(images)["logits"], labels)
+        forward, _ = model.run(images, {}, training=False)  # takes maps, too
+        return _ranked(forward.logits, labels)
 
     results = []
     for images, labels in batches:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import tensorflow as tf
 
 from dynkhydra_tf.answers import Answer
-from dynkhydra_tf.data.photos import photo_batches
+from dynkhydra_tf.data.photos import FEW, photo_batches
 from dynkhydra_tf.data.sources.folder.check import why_bad
 
 
@@ -31,6 +31,8 @@ def classify_photos(
     """
     paths = [os.fspath(path) for path in paths]
     done = 0
+    if len(paths) <= FEW:  # to trace takes longer than to run
+        run = getattr(run, "python_function", run)
     for indices, images in photo_batches(paths, image_size, fit, batch_size) if paths else ():
         outputs = {name: output.numpy() for name, output in run(images).items()}
         for row, index in enumerate(indices.numpy()):

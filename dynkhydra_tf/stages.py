@@ -66,6 +66,14 @@ def evaluation_batch_size(image_size: int) -> int:
     return min(256, max(16, 256 * 32**2 // image_size**2))
 
 
+def test_batches(settings: Settings, model: ImageClassifier, data: ImageData) -> tf.data.Dataset:
+    """Returns the test images to evaluate a trained model on: their maps where it was trained on such."""
+    if settings.network.trains_on_maps and model.frozen_part():
+        maps = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)
+        return evaluation_batches(maps, "test", 256)
+    return evaluation_batches(data, "test", evaluation_batch_size(data.image_size))
+
+
 def balanced_weights(labels: np.ndarray) -> np.ndarray:
     """Returns the weight (M,) float32 of each class's images, (n,) int labels, with which all count alike.
 

@@ -1,17 +1,20 @@
 """Photo files as batches for a network: decoded on all cores, one bad file does not stop the rest."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 
 from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.preprocessing import preprocess
 
+FEW = 4  # photos that are sooner decoded one after the other than a pipeline is made
+
 
 def photo_batches(
     paths: Sequence[str | os.PathLike], image_size: int, fit: str, batch_size: int
-) -> tf.data.Dataset:
+) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
     """The photos as the network takes them, prepared as in training, in the order of the paths.
 
     Args:
@@ -20,9 +23,11 @@ def photo_batches(
         batch_size: B, photos in a batch; the last one can be smaller.
 
     Returns:
-        `tf.data.Dataset` of (indices (B,) int32 into the paths, images (B,S,S,3) uint8), without those that
-        cannot be read.
+        Batches of (indices (B,) int32 into the paths, images (B,S,S,3) uint8), without those that cannot be
+        read.
     """
+    if len(paths) <= FEW:
+        return _few(paths, image_size, fit, batch_size)
 
     def prepared(index, path):
         return index, preprocess(decode_picture(tf.io.read_file(path)), image_size, fit)
@@ -31,3 +36,17 @@ def photo_batches(
     photos = tf.data.Dataset.from_tensor_slices(files)
     photos = photos.map(prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
     return photos.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _few(
+    paths: Sequence[str | os.PathLike], image_size: int, fit: str, batch_size: int
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """The same batches, without a pipeline."""
+    found = []
+    for index, path in enumerate(paths):
+        with contextlib.suppress(tf.errors.OpError):
+            picture = decode_picture(tf.io.read_file(os.fsencode(path)))
+            found.append((index, preprocess(picture, image_size, fit)))
+    for start in range(0, len(found), batch_size):
+        indices, images = zip(*found[start : start + batch_size], strict=True)
+        yield tf.constant(indices, tf.int32), tf.stack(images)
