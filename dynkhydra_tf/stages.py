@@ -66,7 +66,7 @@ def evaluation_batch_size(image_size: int) -> int:
     return min(256, max(16, 256 * 32**2 // image_size**2))
 
 
-def test_batches(settings: Settings, model: ImageClassifier, data: ImageData) -> tf.data.Dataset:
+def batches_to_test(settings: Settings, model: ImageClassifier, data: ImageData) -> tf.data.Dataset:
     """Returns the test images to evaluate a trained model on: their maps where it was trained on such."""
     if settings.network.trains_on_maps and model.frozen_part():
         maps = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)

@@ -62,7 +62,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
     from dynkhydra_tf.sizing import fill_in, warn_of_small_clusters
-    from dynkhydra_tf.stages import stages, test_batches
+    from dynkhydra_tf.stages import batches_to_test, stages
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
@@ -186,7 +186,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     run.save_model(model)
 
     # === Evaluate on the test split, count, write ===
-    test = test_batches(settings, model, data)
+    test = batches_to_test(settings, model, data)
     plain = plain_costs(model.backbone, data.num_classes)
     if branched:
         results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)

@@ -67,6 +67,25 @@ def test_one_network():
 
 
 @pytest.mark.slow
+def test_a_running_page_answers_gradios_client(network, photo):
+    pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
+    import gradio_client
+
+    _, url, _ = (blocks := demo.page(network)).launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = gradio_client.Client(url, verbose=False)
+        for tau, told in (
+            (0.2, "**2 of 3 branches ran:**\n\n- branch 0: ant, bee\n- branch 1: cat, dog"),
+            (0.5, "**1 of 3"),
+        ):
+            classes, text = client.predict(gradio_client.handle_file(photo), tau, api_name="/classify")
+            assert told in text and " ms**" in text
+            assert classes["label"] in NAMES and len(classes["confidences"]) == demo.TOP
+    finally:
+        blocks.close()
+
+
+@pytest.mark.slow
 def test_in_a_browser(network, photo):
     pytest.importorskip("gradio", reason="pip install -e '.[demo]'")
     playwright = pytest.importorskip(

@@ -10,12 +10,15 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf import frozen_maps
+from dynkhydra_tf.accuracy import evaluate_plain
 from dynkhydra_tf.backbones.pretrained import open_network
-from dynkhydra_tf.data import load_data
+from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.flags import parse
 from dynkhydra_tf.frozen_maps import HEADER, MapData, Views, cached_maps, draw_view
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.stages import batches_to_test
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,20 @@ def test_training_on_maps_is_training_on_the_same_views_through_the_frozen_part(
         for m, x in ((on_maps, np.asarray(views[:, 0])), (on_images, images))
     ]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=5e-3)
+
+
+def test_a_network_is_tested_on_maps_as_on_images(make, few, tmp_path):
+    model = make(Plain)
+    settings = parse(["--backbone=x.keras", "--freeze=stem", f"--cache_dir={tmp_path}"])
+    found = [evaluate_plain(model, batches_to_test(settings, model, few))]
+    assert len(os.listdir(tmp_path)) == 1
+    found.append(evaluate_plain(model, evaluation_batches(few, "test", 40)))
+    assert found[0]["top5"] > 0
+    assert found[0] == pytest.approx(found[1], abs=0.026)  # one image of 40 may lie between two classes
+    for part in model.frozen_part():
+        part.trainable = True  # as at the end of --freeze=until_epoch:N
+    (images, _), *_ = batches_to_test(settings, model, few)
+    assert images.dtype == tf.uint8
 
 
 def test_what_is_there_is_used_and_shared_by_all_networks_on_the_stem(

@@ -11,13 +11,12 @@ import keras
 from dynkhydra_tf.accuracy import evaluate
 from dynkhydra_tf.benchmark import timing
 from dynkhydra_tf.benchmark.subjects import export_at
-from dynkhydra_tf.costs import hydra_costs, plain_costs
+from dynkhydra_tf.costs import hydra_costs
 from dynkhydra_tf.data import ImageData, evaluation_batches
 from dynkhydra_tf.frontier.candidates import Candidate
 from dynkhydra_tf.frontier.choice import Point, point_name, wilson_interval
 from dynkhydra_tf.frozen_maps import Views, cached_maps
 from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun
 
 SPLITS = {"validation": "validation_top1", "test": "top1"}
@@ -55,7 +54,10 @@ def measure(
                 run = FinishedRun.open(settings.run_dir)
                 model = run.load_model()
                 run.check_data(data)
-                by_seed.append(_accuracies(model, _inputs(settings, model, data), taus))
+                if isinstance(model, Hydra):
+                    by_seed.append(_accuracies(model, _inputs(settings, model, data), taus))
+                else:
+                    by_seed.append({None: _told(run)})
                 if seed == 0:
                     place = os.path.join(folder, str(number))
                     names = export_at(
@@ -81,20 +83,27 @@ def _inputs(settings, model, data):
     return cached_maps(model, data, {split: Views() for split in SPLITS}, settings.place.cache_dir)
 
 
-def _accuracies(model: Hydra | Plain, images: Any, taus: Sequence[float]) -> Mapping[float | None, dict]:
-    """{tau: a dict of `SPLITS`' values, active_branches and flops}; tau None of a plain network.
+def _told(run: FinishedRun) -> dict[str, Any]:
+    """What the run of a plain network has measured itself, as a value of `_accuracies`."""
+    early = run.settings.optimisation.early_stopping
+    kept = run.best_row() if early else run.metric_rows()[-1]
+    return {
+        "validation_top1": kept["val_top1"],
+        "top1": run.summary["top1"],
+        "active_branches": None,
+        "flops": run.summary["flops"]["total"],
+    }
+
+
+def _accuracies(model: Hydra, images: Any, taus: Sequence[float]) -> Mapping[float | None, dict]:
+    """{tau: a dict of `SPLITS`' values, active_branches and flops} of a Hydra.
 
     `images` are an `ImageData` or a `MapData`.
     """
     found: dict[float | None, dict[str, Any]] = {}
+    costs_of_parts = hydra_costs(model)["flops"]
     for split, key in SPLITS.items():
-        batches = evaluation_batches(images, split, 64)
-        if isinstance(model, Plain):
-            flops = plain_costs(model.backbone, model.num_classes)["flops"]
-            top1 = model.evaluate(batches, verbose=0, return_dict=True)["top1"]  # takes maps, too
-            rows = [{"tau": None, "active_branches": None, "flops": flops, "top1": top1}]
-        else:
-            rows = evaluate(model, batches, taus).tau_table(hydra_costs(model)["flops"])
+        rows = evaluate(model, evaluation_batches(images, split, 64), taus).tau_table(costs_of_parts)
         for row in rows:
             costs = {"active_branches": row["active_branches"], "flops": row["flops"]}
             found.setdefault(row["tau"], {}).update({key: row["top1"], **costs})
