@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -69,7 +69,7 @@ def evaluation_batch_size(image_size: int) -> int:
 def batches_to_test(settings: Settings, model: ImageClassifier, data: ImageData) -> tf.data.Dataset:
     """Returns the test images to evaluate a trained model on: their maps where it was trained on such."""
     if settings.network.trains_on_maps and model.frozen_part():
-        maps = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)
+        maps: Any = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)
         return evaluation_batches(maps, "test", 256)
     return evaluation_batches(data, "test", evaluation_batch_size(data.image_size))
 
