@@ -10,6 +10,7 @@ import tensorflow as tf
 from dynkhydra_tf.data import ImageData, evaluation_batches, make_augmentation, training_batches
 from dynkhydra_tf.data.augment import has_mirror_images
 from dynkhydra_tf.distribution import scope_of
+from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.frozen_maps import Views, cached_maps, draw_view
 from dynkhydra_tf.image_classifier import ImageClassifier
 from dynkhydra_tf.optimisation import make_optimizer
@@ -69,8 +70,11 @@ def evaluation_batch_size(image_size: int) -> int:
 def batches_to_test(settings: Settings, model: ImageClassifier, data: ImageData) -> tf.data.Dataset:
     """Returns the test images to evaluate a trained model on: their maps where it was trained on such."""
     if settings.network.trains_on_maps and model.frozen_part():
-        maps: Any = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)
-        return evaluation_batches(maps, "test", 256)
+        try:
+            maps: Any = cached_maps(model, data, {"test": Views()}, settings.place.cache_dir)
+            return evaluation_batches(maps, "test", 256)
+        except UserError as error:  # the training is done: a full disk does not undo it
+            print(f"Tested on images: {error}", flush=True)
     return evaluation_batches(data, "test", evaluation_batch_size(data.image_size))
 
 

@@ -108,6 +108,9 @@ def test_a_network_is_tested_on_maps_as_on_images(make, few, tmp_path):
     found.append(evaluate_plain(model, evaluation_batches(few, "test", 40)))
     assert found[0]["top5"] > 0
     assert found[0] == pytest.approx(found[1], abs=0.026)  # one image of 40 may lie between two classes
+    settings = parse(["--backbone=x.keras", "--freeze=stem", "--cache_dir=/dev/null/maps"])
+    (images, _), *_ = batches_to_test(settings, model, few)
+    assert images.dtype == tf.uint8
     for part in model.frozen_part():
         part.trainable = True  # as at the end of --freeze=until_epoch:N
     (images, _), *_ = batches_to_test(settings, model, few)

@@ -31,7 +31,7 @@ def decode_picture(file: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         InvalidArgumentError: when it runs, for what is none of `FORMATS`, or not one that is supported,
             damaged, cut off, or of more than `max_pixels` pixels.
     """
-    # To trace it takes a second, as long as some twenty files take without.
+    # To trace it takes a second, which a file that is decoded by itself need not wait for.
     decode = _decode.python_function if tf.executing_eagerly() else _decode
     return decode(tf.convert_to_tensor(file, tf.string), max_pixels)
 
