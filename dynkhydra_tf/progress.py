@@ -59,7 +59,7 @@ class Progress(keras.callbacks.Callback):
         parts = [
             f"loss {logs['loss']:.3f}",
             f"top-1 {logs['top1']:.1%}",
-            f"val top-1 {logs['val_top1']:.1%}",
+            f"val top-1 {logs['val_top1']:.1%}" if "val_top1" in logs else "",
             f"lambda {logs['val_active_branches']:.2f}" if "val_active_branches" in logs else "",
             f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s",
             f"{duration(self._seconds * self._epochs_after)} left" if self._epochs_after else "",

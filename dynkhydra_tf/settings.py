@@ -434,6 +434,13 @@ class OptimisationSettings(Checked):
         role=Role.RECIPE,
         least=0,
     )
+    evaluate_every: int = setting(
+        1,
+        "Evaluate on the images held out after every so many epochs, and after the last one. An epoch that "
+        "was not evaluated is no best one.",
+        role=Role.RECIPE,
+        least=1,
+    )
     class_weights: str = setting(
         "none",
         "balanced: the loss of an image counts the more, the fewer its class has, so that each class counts "

@@ -177,8 +177,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
             last_step = round(distillation.distill_until * optimisation.epochs * steps)
             batches = teacher.beside_training(batches, stage.done, last_step)
             watched = teacher.beside_validation(watched)
-        patience = optimisation.early_stopping
-        fit(model, run, batches, watched, stage.end, steps, stage.done, patience=patience)
+        how_often = {"patience": optimisation.early_stopping, "evaluate_every": optimisation.evaluate_every}
+        fit(model, run, batches, watched, stage.end, steps, stage.done, **how_often)
     if optimisation.early_stopping:
         with distribution.scope(strategy):
             model = run.load_best()

@@ -6,6 +6,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.averaging import swap_averages
@@ -38,7 +39,12 @@ class RunLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the row and the checkpoint."""
-        self._check(logs["val_loss"])  # the last step may have broken the weights
+        # The last step may have broken the weights.
+        if "val_loss" in logs:
+            self._check(logs["val_loss"])
+        else:
+            finite = all(np.isfinite(weight.numpy()).all() for weight in self.model.trainable_weights)
+            self._check(0.0 if finite else math.nan)
         row = {
             "epoch": epoch + 1,
             "step": int(self.model.optimizer.iterations.numpy()),
@@ -162,6 +168,7 @@ def fit(
     done: int = 0,
     verbose: bool = True,
     patience: int = 0,
+    evaluate_every: int = 1,
 ) -> None:
     """Trains a compiled model from step `done` to the end of the last epoch.
 
@@ -169,12 +176,13 @@ def fit(
         model: compiled Keras model whose step reports `loss` and `top1`.
         run: `RunDirectory`.
         batches: `tf.data.Dataset` of all batches from step `done` on.
-        validation: `tf.data.Dataset` to evaluate after each epoch.
+        validation: `tf.data.Dataset` to evaluate.
         epochs, steps_per_epoch: ints.
         done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
             in metrics.csv holds their means.
         verbose: bool, whether to tell how it goes.
         patience: int, see `EarlyStopping`.
+        evaluate_every: int, after how many epochs; the last one is evaluated always.
 
     Raises:
         UserError: the loss is not finite.
@@ -184,6 +192,9 @@ def fit(
     # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
     stretches.append((epoch + bool(step), epochs, steps_per_epoch))
+    evaluated = [
+        number for number in range(1, epochs + 1) if number % evaluate_every == 0 or number == epochs
+    ]
     with StopOnSignal(run) as stop, Progress(epochs, steps_per_epoch) as progress:
         callbacks = [
             ValidateAverages(),
@@ -200,6 +211,7 @@ def fit(
                     epochs=end,
                     steps_per_epoch=steps,
                     validation_data=validation,
+                    validation_freq=evaluated,
                     callbacks=callbacks,
                     shuffle=False,  # the pipeline does
                     verbose=0,

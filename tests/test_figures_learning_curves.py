@@ -31,6 +31,17 @@ def test_axes_fit_the_data(drawn, tmp_path, epochs):
     assert (accuracy.get_lines()[0].get_marker() == "o") == (epochs == 1)  # a line of one point is not seen
 
 
+def test_epochs_that_were_not_evaluated(drawn, tmp_path):
+    some = [
+        {name: value for name, value in row.items() if row["epoch"] in (2, 4) or "val_" not in name}
+        for row in rows(4)
+    ]
+    save_learning_curves(some, 4, tmp_path / "curves.png")
+    of_training, held_out = drawn[0].axes[1].get_lines()[:2]
+    assert list(of_training.get_xdata()) == [1, 2, 3, 4] and list(held_out.get_xdata()) == [2, 4]
+    assert drawn[0].axes[2].get_xlim() == (0.5, 4.5)
+
+
 def test_a_peak_does_not_flatten_the_rest(drawn, tmp_path):
     some = rows(12)
     save_learning_curves(some, 4, tmp_path / "curves.png")

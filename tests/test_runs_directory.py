@@ -421,6 +421,24 @@ def test_metrics_survive_and_rows_past_the_checkpoint_go(run):
     assert run.best_row() is None
 
 
+def test_epochs_that_were_not_evaluated(run):
+    """They are neither the best nor later than it; their columns are empty."""
+    run.append_metrics({"epoch": 1, "step": 10, "loss": 0.5})
+    assert run.best_row() is None and run.epochs_since_best() == 0
+    for epoch, top1 in ((2, 0.3), (3, None), (4, 0.2), (5, None)):
+        row = {"epoch": epoch, "step": 10 * epoch, "loss": 0.5}
+        run.append_metrics(row if top1 is None else {**row, "val_top1": top1})
+    assert run.metric_rows()[1] == {"epoch": 2, "step": 20, "loss": 0.5, "val_top1": 0.3}
+    assert run.metric_rows()[4] == {"epoch": 5, "step": 50, "loss": 0.5}
+    assert (run.path / "metrics.csv").read_text().splitlines()[::5] == [
+        "epoch,step,loss,val_top1",
+        "5,50,0.5,",
+    ]
+    assert run.best_row()["epoch"] == 2 and run.epochs_since_best() == 2
+    run.drop_metrics_after(10)
+    assert run.metric_rows() == [{"epoch": 1, "step": 10, "loss": 0.5}]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

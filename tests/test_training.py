@@ -60,7 +60,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(log, loss):
         log.on_train_batch_end(0, {"loss": loss})
     with pytest.raises(UserError, match=r"The loss became"):
         log.on_epoch_end(0, {"loss": 1.0, "val_loss": loss})
+    # An epoch that is not evaluated: the weights tell.
+    log.model.layers[0].kernel.assign([[1.0], [loss]])
+    with pytest.raises(UserError, match=r"The loss became"):
+        log.on_epoch_end(0, {"loss": 1.0})
     assert log.run.said == []
+    log.model.layers[0].kernel.assign([[1.0], [1.0]])
+    log.on_epoch_end(0, {"loss": 1.0})
+    assert log.run.said == [("row", 1), "checkpoint"]
 
 
 STEPS, EPOCHS = 4, 3
@@ -125,6 +132,31 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
         assert row["val_loss"] == pytest.approx(whole_row["val_loss"], rel=1e-3)
     for mine, theirs in zip(model.weights, expected.weights, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=1e-3, err_msg=mine.path)
+
+
+def test_epochs_that_are_evaluated(tmp_path):
+    """Every second one of five, and the last; also of a run that goes on within an epoch."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    top1 = keras.metrics.SparseCategoricalAccuracy(name="top1")
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=[top1], jit_compile=False)
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(10, 1, 2)).astype(np.float32), np.arange(10)[:, None] % 3
+    batches = tf.data.Dataset.from_tensor_slices((images, labels))
+    with open_run(tmp_path) as run:
+        run.start()
+        # Step 3 is the first of two in the second epoch.
+        model.fit(batches.take(3), verbose=0)
+        fit(model, run, batches.skip(3), batches, 5, 2, 3, verbose=False, patience=3, evaluate_every=2)
+        rows = run.metric_rows()
+    evaluated = [(row["epoch"], "val_top1" in row) for row in rows]
+    assert evaluated == [(2, True), (3, False), (4, True), (5, True)]
+    assert all(row.keys() >= {"loss", "top1", "seconds"} for row in rows)
+    accuracy = {int(row["epoch"]): row["val_top1"] for row in rows if "val_top1" in row}
+    assert run.best_row()["epoch"] == max(accuracy, key=accuracy.get)
+    best = {int(path.stem.removeprefix("step-")) for path in run.checkpoints.glob("*.keras")}
+    assert best == {8, 10, run.best_row()["step"]}
 
 
 @pytest.mark.slow

@@ -19,12 +19,14 @@ def save_learning_curves(rows: list[dict], top_k: int, path: style.Path) -> None
     figure = Figure(figsize=(12 if branched else 8, 4), layout="constrained")
     loss, accuracy, *others = figure.subplots(1, 3 if branched else 2)
     epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) == 1 else None  # one epoch makes no line
 
     def draw(axes, name, label, color):
-        of_training, held_out = ([row[key] for row in rows] for key in (name, f"val_{name}"))
-        axes.plot(epochs, of_training, color=color, alpha=0.45, marker=marker, label=f"{label}, training")
-        axes.plot(epochs, held_out, color=color, marker=marker, label=f"{label}, held out")
+        for key, alpha, of in ((name, 0.45, "training"), (f"val_{name}", 1.0, "held out")):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]  # not all are evaluated
+            marker = "o" if len(points) == 1 else None  # one epoch makes no line
+            axes.plot(
+                *zip(*points, strict=True), color=color, alpha=alpha, marker=marker, label=f"{label}, {of}"
+            )
 
     draw(accuracy, "top1", "top-1", "tab:blue")
     if branched:

@@ -275,7 +275,9 @@ class RunDirectory(RunLayout):
     def _write_rows(self, rows):
         path = self.path / RunFile.METRICS
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=rows[-1])
+            # In the rows of epochs that were not evaluated some columns stay empty.
+            names = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
+            writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             for row in rows:
                 writer.writerow({key: f"{value:.10g}" for key, value in row.items()})

@@ -66,7 +66,7 @@ class RunLayout:
         self.evaluation = self.path / "evaluation"
 
     def metric_rows(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv; [] where there is none.
+        """The rows of metrics.csv; [] where there is none. A row lacks what was not measured in its epoch.
 
         Raises:
             UserError: the file cannot be read.
@@ -75,20 +75,23 @@ class RunLayout:
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-            return [{key: float(value) for key, value in row.items()} for row in rows]
+            return [{key: float(value) for key, value in row.items() if value} for row in rows]
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as the rows of a run's epochs: {error}") from error
 
     def best_row(self) -> dict[str, float] | None:
-        """The row of the highest `val_top1`, the earliest of equals; None where there is none."""
-        return max(self.metric_rows(), key=lambda row: row["val_top1"], default=None)
+        """The row of the highest `val_top1`, the earliest of equals; None where no epoch was evaluated."""
+        return max(self._evaluated(), key=lambda row: row["val_top1"], default=None)
 
     def epochs_since_best(self) -> int:
-        """How many epochs have passed since the best one."""
+        """How many epochs lie between the best one and the last one that was evaluated."""
         best = self.best_row()
-        return int(self.metric_rows()[-1]["epoch"] - best["epoch"]) if best else 0
+        return int(self._evaluated()[-1]["epoch"] - best["epoch"]) if best else 0
+
+    def _evaluated(self):
+        return [row for row in self.metric_rows() if "val_top1" in row]
 
     # === Whose files ===
 
