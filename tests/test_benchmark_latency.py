@@ -115,6 +115,28 @@ def test_accuracy_is_taken_from_the_evaluation_only_where_it_fits(make_run, hydr
 # === Time ===
 
 
+def test_the_plain_network_of_equal_accuracy_by_hand():
+    def row(tau, top1, ms, **other):
+        common = {"runtime": "onnx", "batch_size": 1, "epochs": 12, "schedule": "linear"}
+        return {**common, "tau": tau, "top1": top1, "ms": ms, **other}
+
+    plain = [row(None, 0.5, 1.0), row(None, 0.6, 3.0), row(None, 0.55, 4.0), row(None, 0.7, 4.5)]
+    others = [row(None, 0.9, 0.1, batch_size=8), row(None, 0.9, 0.1, runtime="tensorflow")]
+    rows = [*plain, *others, row(None, 0.9, 0.1, epochs=6), row(None, 0.9, 0.1, schedule="cosine")]
+    # A quarter of the way from 1 to 3 ms, half of that from 3 to 4.5; 0.55 at 4 ms nobody would take.
+    for top1, expected in [
+        (0.525, (1.5, 1.5)),
+        (0.65, (3.75, 3.75)),
+        (0.7, (4.5, 4.5)),
+        (0.71, (4.5, None)),
+        (0.4, (None, 1.0)),
+    ]:
+        hydra = row(0.1, top1, 2.0)
+        assert latency.plain_of_equal_accuracy(hydra, [*rows, hydra]) == pytest.approx(expected), top1
+    assert latency.plain_of_equal_accuracy(plain[1], rows) == (None, None)
+    assert latency.plain_of_equal_accuracy(row(0.1, 0.6, 2.0), others) == (None, None)
+
+
 def test_images_are_spread_over_the_split(digits):
     everything = np.concatenate([image[None] for image, _ in digits.examples("test").as_numpy_iterator()])
     images = timing.timed_images(digits, 1)
@@ -149,7 +171,7 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
     options = ("--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out", "--batch_sizes=1,4")
     assert command(*runs, *options, "--runtimes=tensorflow,onnx") is None
     printed = capsys.readouterr().out
-    assert "digits, threads 1\nprocessor " in printed
+    assert "digits, threads 1\nprocessor " in printed and "CPU ms  plain ms" in printed
     results = json.loads((tmp_path / "out" / "latency.json").read_text())
     assert (results["threads"], results["images"]) == (1, {"1": 12, "4": 32})
     kinds = [("hydra", 0.0), ("hydra", 0.3), ("hydra", 0.9), ("plain", None)]

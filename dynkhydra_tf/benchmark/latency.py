@@ -8,6 +8,7 @@ and again, so that what slows the machine down for a while slows all alike. Tens
 API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed as `export.py` serves it,
 checks and labels included, a plain network without these; both have their batch normalisation folded. Runs
 that differ in their seeds alone are one network: its accuracy is their mean, its time the first one's.
+"plain ms" is what a plain network of a Hydra's measured accuracy takes, on the line between two plain runs.
 Writes latency.json, latency.csv and latency.png into --output_dir; `--redraw=latency.json` draws the
 picture again, without the runs.
 """
@@ -19,6 +20,8 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from dynkhydra_tf import cli, figures
 from dynkhydra_tf.benchmark.results import read_results
@@ -166,19 +169,53 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     figures.save_latency(rows, heading, path)
 
 
+def plain_of_equal_accuracy(row: dict[str, Any], rows: Sequence[dict]) -> tuple[float | None, float | None]:
+    """Returns the least and the most ms per image of a plain network that is as accurate as a row says.
+
+    Those of the rows count that were trained for as long and timed in the same way. Between two of them the
+    time is on the straight line: (t, t). More accurate than all is (their best one's, None), less is (None,
+    their worst one's), and without any, or for a plain network's own row, it is (None, None).
+    """
+    alike = ("runtime", "batch_size", "epochs", "schedule")
+    plain = [
+        (other["ms"], other["top1"])
+        for other in rows
+        if other["tau"] is None and all(other[key] == row[key] for key in alike)
+    ]
+    # One that is slower and no more accurate than another is none that a user would take.
+    line = [(ms, top1) for ms, top1 in plain if all(top1 > best for time, best in plain if time < ms)]
+    if row["tau"] is None or not line:
+        return None, None
+    ms, top1 = zip(*sorted(line), strict=True)
+    if row["top1"] > top1[-1]:
+        return ms[-1], None
+    if row["top1"] < top1[0]:
+        return None, ms[0]
+    found = float(np.interp(row["top1"], top1, ms))
+    return found, found
+
+
 def latency_text(rows: Sequence[dict]) -> str:
     """Returns the rows of latency.json as text in aligned columns."""
     header = ["run", "runtime", "batch", "epochs", "schedule", "tau", "lambda", "of those timed", "top-1"]
-    cells = [[*header, "+- (seeds)", "MFLOPs", "ms per image", "quartiles", "CPU ms"]]
+    cells = [[*header, "+- (seeds)", "MFLOPs", "ms per image", "quartiles", "CPU ms", "plain ms"]]
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]
         measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}", f"{row['cpu']:.3f}"]
+        measured.append(_plain_text(*plain_of_equal_accuracy(row, rows)))
         spread = "-" if row["top1_deviation"] is None else f"{row['top1_deviation']:.2%}"
         cost = [f"{row['top1']:.2%}", f"{spread} ({row['seeds']})", f"{row['flops'] / 1e6:.1f}"]
         trained = [str(row["batch_size"]), str(row["epochs"]), row["schedule"]]
         asked = [row["run"], row["runtime"], *trained, number(row["tau"], "g")]
         cells.append([*asked, *branches, *cost, *measured])
     return table(cells, text_columns=(0, 1, 4))
+
+
+def _plain_text(least, most):
+    """What `plain_of_equal_accuracy` gives, as text."""
+    if least is None:
+        return "-" if most is None else f"< {most:.3f}"
+    return f"> {least:.3f}" if most is None else f"{least:.3f}"
 
 
 def _taus(model, taus):
