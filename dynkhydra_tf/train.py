@@ -177,8 +177,9 @@ def train(settings: Settings, run: RunDirectory) -> None:
             last_step = round(distillation.distill_until * optimisation.epochs * steps)
             batches = teacher.beside_training(batches, stage.done, last_step)
             watched = teacher.beside_validation(watched)
-        how_often = {"patience": optimisation.early_stopping, "evaluate_every": optimisation.evaluate_every}
-        fit(model, run, batches, watched, stage.end, steps, stage.done, **how_often)
+        patience, every = optimisation.early_stopping, optimisation.evaluate_every
+        span = stage.end, steps, stage.done
+        fit(model, run, batches, watched, *span, patience=patience, evaluate_every=every)
     if optimisation.early_stopping:
         with distribution.scope(strategy):
             model = run.load_best()
