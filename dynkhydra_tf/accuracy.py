@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.costs import inference_flops
+from dynkhydra_tf.distribution import each_batch
 from dynkhydra_tf.gating import exits, select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
@@ -251,6 +252,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
+        labels = tf.cast(labels, tf.int32)
         forward = model.forward(images, taus[0])
         own_branch = tf.one_hot(tf.gather(model.cluster_of_class, labels), model.num_branches)  # (B, N)
         of_trunk = _ranked(forward.class_logits, labels) if model.trunk else ()
@@ -266,6 +268,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
             goes_on = ~exits(of_trunk[2][:, tf.newaxis], model.exit_confidence)
             own_branch *= tf.cast(goes_on, tf.float32)[:, tf.newaxis]
         return (
+            labels,
             tf.argmax(forward.gate, axis=1),
             tf.cast(tf.einsum("bi,tbj->tij", own_branch, selections), tf.int32),
             tf.reduce_max(forward.gate, axis=1),
@@ -274,11 +277,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
             *of_trunk,
         )
 
-    results = []
-    for images, labels in batches:
-        results.append(
-            (labels.numpy(), *(value.numpy() for value in step(images, tf.cast(labels, tf.int32))))
-        )
+    results = [[value.numpy() for value in found] for found in each_batch(model, step, batches)]
     labels, gate_choice, used_in, gate, *others = zip(*results, strict=True)
     active, *ranks = (np.concatenate(values, axis=-1) for values in others)
     predicted, top5, confidence, loss, *of_trunk = ranks
@@ -325,13 +324,11 @@ def predict_plain(model: Plain, batches: tf.data.Dataset) -> Predictions:
 
     @tf.function(reduce_retracing=True)
     def step(images, labels):
+        labels = tf.cast(labels, tf.int32)
         forward, _ = model.run(images, {}, training=False)  # takes maps, too
-        return _ranked(forward.logits, labels)
+        return labels, *_ranked(forward.logits, labels)
 
-    results = []
-    for images, labels in batches:
-        found = step(images, tf.cast(labels, tf.int32))
-        results.append((labels.numpy(), *(value.numpy() for value in found)))
+    results = [[value.numpy() for value in found] for found in each_batch(model, step, batches)]
     return Predictions(*map(np.concatenate, zip(*results, strict=True)))
 
 

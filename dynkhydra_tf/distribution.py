@@ -9,7 +9,9 @@ Axis letters: R replicas, N branches (nb).
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -22,17 +24,29 @@ STRATEGIES = ("none", "mirrored", "workers")
 # === For a command: which devices ===
 
 
-def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
+def open_strategy(distribute: str, sync_batch_norm: bool = False) -> tf.distribute.Strategy | None:
     """Returns the strategy of a `--distribute`; None for "none".
 
     "workers" must come before anything that TensorFlow computes; TF_CONFIG tells it of the other processes.
+
+    Args:
+        distribute: one of `STRATEGIES`.
+        sync_batch_norm: whether batch normalisation takes the statistics of all replicas' images.
     """
+    if distribute == "none":
+        return None
     if distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if distribute == "workers":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return None
+        strategy = _mirrored(tuple(device.name for device in devices))
+    else:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    strategy.dynkhydra_sync_batch_norm = sync_batch_norm
+    return strategy
+
+
+@functools.cache  # a second one in a process would number its messages as the first one does
+def _mirrored(devices):
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:
@@ -69,7 +83,37 @@ def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy | None) -
         )
 
 
+def each_batch(
+    model: keras.Model, step: Callable[..., tuple[tf.Tensor, ...]], batches: tf.data.Dataset
+) -> Iterator[tuple[tf.Tensor, ...]]:
+    """Yields what a step gives for each batch, in their order; on several devices as many batches at a time.
+
+    Each process calls it for itself. What is left at the end, fewer batches than devices, one device does.
+
+    Args:
+        model: the step's; says which devices there are.
+        step: a `tf.function` of a batch, which adds nothing up over the replicas.
+        batches: of tuples.
+    """
+    strategy, batches = model._distribute_strategy, iter(batches)
+    devices = 1 if strategy is None else len(strategy.extended.worker_devices)
+    together = tf.function(lambda *parts: strategy.run(step, args=parts), reduce_retracing=True)
+    while group := list(itertools.islice(batches, devices)):
+        if 1 < devices == len(group):
+            give = strategy.experimental_distribute_values_from_function
+            parts = zip(*group, strict=True)
+            parts = [give(lambda of, part=part: part[of.replica_id_in_sync_group]) for part in parts]
+            yield from zip(*map(strategy.experimental_local_results, together(*parts)), strict=True)
+        else:
+            yield from (step(*batch) for batch in group)
+
+
 # === For a model: within its step ===
+
+
+def in_force() -> bool:
+    """Whether a strategy is: variables then have a copy on each device."""
+    return tf.distribute.has_strategy()
 
 
 def is_shared() -> bool:
@@ -90,6 +134,47 @@ def add_up(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def anywhere(condition: tf.Tensor) -> tf.Tensor:
     """Returns bools of any shape, true where a replica has them true."""
     return add_up([tf.cast(condition, tf.float32)])[0] > 0 if is_shared() else condition
+
+
+def shares_statistics() -> bool:
+    """Whether batch normalisation is to take the statistics of all replicas' images, see `open_strategy`."""
+    return is_shared() and getattr(tf.distribute.get_strategy(), "dynkhydra_sync_batch_norm", False)
+
+
+_pass = threading.local()  # what a pass over a batch knows; replicas are traced in threads of their own
+
+
+@contextlib.contextmanager
+def counting(weight: tf.Tensor) -> Iterator[None]:
+    """Within the block the rows of a batch count so much in `moments`, 1 or 0, in place of 1.
+
+    A branch that no image of this replica needs runs on a row that does not count: the other replicas wait
+    for what it adds.
+    """
+    _pass.weight = weight
+    try:
+        yield
+    finally:
+        del _pass.weight
+
+
+def moments(x: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns count (), mean and variance (C,) of the pixels of all replicas' x (B, H, W, C), float32.
+
+    Args:
+        about: (C,), the same everywhere; the nearer to the mean, the less is lost to rounding. Where no row
+            counts it is the mean, and the variance is 0.
+    """
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32) * getattr(_pass, "weight", 1.0)
+    mean -= about
+    before = getattr(_pass, "sum_before", 0.0)
+    sums = add_up([count, count * mean, count * (variance + mean**2), tf.convert_to_tensor(before)])
+    # The gradients of sums are sums, too. A tape takes those of parallel layers in any order, and the
+    # replicas must take the same: each sum has the one before it, which is 0, among its terms.
+    count, first, second, _pass.sum_before = sums
+    mean = tf.math.divide_no_nan(first, count)
+    return count, about + mean, tf.nn.relu(tf.math.divide_no_nan(second, count) - mean**2)
 
 
 def packed(results: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -142,6 +227,7 @@ class Moving:
     def __enter__(self) -> "Moving":
         """Returns itself."""
         self._scope.__enter__()
+        _pass.__dict__.pop("sum_before", None)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf.averaging import Averaging
+from dynkhydra_tf.distribution import in_force
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
@@ -159,7 +160,7 @@ class _Recipe(Averaging):
         if getattr(self._trainable_variables[index], "of_branches", False):  # type: ignore[attr-defined]
             learning_rate = learning_rate * self.branch_gradient_scale
         # An op of TensorFlow's updates the variable itself, not the copies of it that a strategy keeps.
-        if isinstance(gradient, tf.IndexedSlices) or tf.distribute.has_strategy() or not self.in_one_pass:
+        if isinstance(gradient, tf.IndexedSlices) or in_force() or not self.in_one_pass:
             super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
         else:
             variable = variable.value if isinstance(variable, keras.Variable) else variable

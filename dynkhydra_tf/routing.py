@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dynkhydra_tf import distribution
+
 ROUTINGS = ("routed", "dense")
 
 
@@ -193,6 +195,8 @@ class Branches(keras.Layer):
             rows = tf.split(rows, tf.reduce_sum(needed, axis=0), num=self.num_branches)
         training = training and self.trainable
         run = self._runner.train if training else self._runner.infer
+        if training and distribution.shares_statistics():
+            run = self._runner.train_together
         twins = zip(*(tf.unstack(stack.value) for stack in self.stacks), strict=True)
         projections, states = zip(*(run(r, list(w)) for r, w in zip(rows, twins, strict=True)), strict=True)
         if training:
@@ -233,6 +237,19 @@ class _Runner:
         self.state = [names.index(variable.path) for variable in branch.non_trainable_variables]
         self.train = tf.function(lambda rows, values: self._run(rows, values, True), reduce_retracing=True)
         self.infer = tf.function(lambda rows, values: self._run(rows, values, False), reduce_retracing=True)
+
+    def train_together(self, rows, values):
+        """As `train`, where all replicas run all branches, for what their normalisation adds up.
+
+        That cannot be within a `tf.cond` or another traced function.
+        """
+        learned, state = ([values[index] for index in which] for which in (self.learned, self.state))
+        count = tf.shape(rows)[0]
+        row = tf.zeros((tf.cast(count == 0, tf.int32), *rows.shape[1:]), rows.dtype)
+        with distribution.counting(tf.cast(count > 0, tf.float32)):
+            rows = tf.concat([rows, row], axis=0)
+            projections, state = self.branch.stateless_call(learned, state, rows, training=True)
+        return projections[:count], state
 
     def _run(self, rows, values, training):
         """Returns the projections of `rows` and the non-trainable variables after the run."""

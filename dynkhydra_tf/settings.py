@@ -593,6 +593,12 @@ class DistributionSettings(Checked):
         role=Role.PLACE,
         choices=DISTRIBUTE,
     )
+    sync_batch_norm: bool = setting(
+        False,
+        "Batch normalisation takes the statistics of the whole batch, and not of each device's share: for "
+        "shares of a few images. Then all branches run on all devices, each layer waiting for the others.",
+        role=Role.RECIPE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -641,6 +647,11 @@ class Settings(Checked):
             )
         if self.network.trains_on_maps and frozen is None:
             self._check_what_maps_allow()
+        if self.distribution.sync_batch_norm and self.network.is_of_keras:
+            raise UserError(
+                "--sync_batch_norm is for resnet, densenet and ressep; a network of Keras keeps its "
+                f"normalisation as it was trained. Received: --backbone={self.network.backbone}"
+            )
         teacher = self.distillation
         if teacher.distill and self.network.trains_on_maps:
             raise UserError(

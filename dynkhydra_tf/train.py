@@ -66,7 +66,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
-    strategy = distribution.open_strategy(settings.distribution.distribute)  # before TensorFlow computes
+    devices = settings.distribution  # opened before TensorFlow computes anything
+    strategy = distribution.open_strategy(devices.distribute, devices.sync_batch_norm)
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     if settings.data.dataset == "folder":

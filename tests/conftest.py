@@ -22,6 +22,10 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.serving.served_model import ServedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Two devices for tests of tf.distribute; all else runs on the first, as if there were no other.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 
 @dataclasses.dataclass(frozen=True)

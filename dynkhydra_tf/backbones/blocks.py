@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf import distribution
+
 # A shape with its batch axis, None where a size is open: (B, H, W, C).
 Shape = tuple[int | None, ...]
 
@@ -31,6 +33,8 @@ class BatchNorm(keras.layers.BatchNormalization):
     ) -> tf.Tensor:
         """Maps (B, H, W, C), B > 0, to the same; `training` moves the moving statistics."""
         training = bool(training and self.trainable)  # frozen, it is as at inference
+        if training and distribution.shares_statistics():
+            return self._of_all_replicas(inputs)
         moving = () if training else (self.moving_mean.value, self.moving_variance.value)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
@@ -41,11 +45,23 @@ class BatchNorm(keras.layers.BatchNormalization):
             is_training=training,
         )
         if training:
-            # Without stop_gradient the traced functions of the branches compute its gradient, all zeros.
-            for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                value = moving * self.momentum + value * (1 - self.momentum)
-                moving.assign(tf.stop_gradient(value))
+            self._move(mean, variance)
         return outputs
+
+    def _of_all_replicas(self, inputs):
+        """The same in training with the mean and the variance over all replicas."""
+        x = tf.cast(inputs, tf.float32)
+        count, mean, variance = distribution.moments(x, tf.convert_to_tensor(self.moving_mean.value))
+        # As the fused op, which estimates the variance from count - 1 for the moving one.
+        self._move(mean, variance * tf.math.divide_no_nan(count, count - 1))
+        scale = self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast((x - mean) * scale + self.beta.value, inputs.dtype)
+
+    def _move(self, mean, variance):
+        # Without stop_gradient the traced functions of the branches compute its gradient, all zeros.
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            value = moving * self.momentum + value * (1 - self.momentum)
+            moving.assign(tf.stop_gradient(value))
 
 
 def convolution(
