@@ -24,24 +24,17 @@ STRATEGIES = ("none", "mirrored", "workers")
 # === For a command: which devices ===
 
 
-def open_strategy(distribute: str, sync_batch_norm: bool = False) -> tf.distribute.Strategy | None:
+def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
     """Returns the strategy of a `--distribute`; None for "none".
 
     "workers" must come before anything that TensorFlow computes; TF_CONFIG tells it of the other processes.
-
-    Args:
-        distribute: one of `STRATEGIES`.
-        sync_batch_norm: whether batch normalisation takes the statistics of all replicas' images.
     """
-    if distribute == "none":
-        return None
     if distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        strategy = _mirrored(tuple(device.name for device in devices))
-    else:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    strategy.dynkhydra_sync_batch_norm = sync_batch_norm
-    return strategy
+        return _mirrored(tuple(device.name for device in devices))
+    if distribute == "workers":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return None
 
 
 @functools.cache  # a second one in a process would number its messages as the first one does
@@ -67,6 +60,12 @@ def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
     if resolver.task_type in ("chief", "master"):
         return True
     return not resolver.cluster_spec().as_dict().get("chief") and resolver.task_id == 0
+
+
+def set_sync_batch_norm(strategy: tf.distribute.Strategy | None, wanted: bool) -> None:
+    """Says whether models of a strategy normalise in training by the statistics of all replicas' images."""
+    if strategy is not None:
+        strategy.dynkhydra_sync_batch_norm = wanted
 
 
 def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy | None) -> None:
@@ -137,7 +136,7 @@ def anywhere(condition: tf.Tensor) -> tf.Tensor:
 
 
 def shares_statistics() -> bool:
-    """Whether batch normalisation is to take the statistics of all replicas' images, see `open_strategy`."""
+    """Whether batch normalisation is to take the statistics of all replicas' images."""
     return is_shared() and getattr(tf.distribute.get_strategy(), "dynkhydra_sync_batch_norm", False)
 
 

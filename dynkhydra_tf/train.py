@@ -66,8 +66,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
-    devices = settings.distribution  # opened before TensorFlow computes anything
-    strategy = distribution.open_strategy(devices.distribute, devices.sync_batch_norm)
+    strategy = distribution.open_strategy(settings.distribution.distribute)  # before TensorFlow computes
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     if settings.data.dataset == "folder":
@@ -93,6 +92,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     if branched:
         warn_of_small_clusters(data.num_classes, network.num_branches)
     distribution.check_batch_size(optimisation.batch_size, strategy)
+    distribution.set_sync_batch_norm(strategy, settings.distribution.sync_batch_norm)
     steps = steps_per_epoch(data, optimisation.batch_size)
     check_augmentation(settings.augmentation, data)
     with distribution.scope(strategy):

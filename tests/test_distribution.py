@@ -25,7 +25,8 @@ def make():
     """Returns a factory of compiled models on one device or on two, always with the same weights."""
 
     def make(kind, distribute="none", sync_batch_norm=False, rate=0.1, **settings):
-        strategy = distribution.open_strategy(distribute, sync_batch_norm)
+        strategy = distribution.open_strategy(distribute)
+        distribution.set_sync_batch_norm(strategy, sync_batch_norm)
         assert strategy is None or strategy.num_replicas_in_sync == 2
         with distribution.scope(strategy):
             keras.utils.set_random_seed(0)
