@@ -90,11 +90,11 @@ def each_batch(
     Each process calls it for itself. What is left at the end, fewer batches than devices, one device does.
 
     Args:
-        model: the step's; says which devices there are.
+        model: that of the step; says which devices there are, one where it is no Keras model.
         step: a `tf.function` of a batch, which adds nothing up over the replicas.
         batches: of tuples.
     """
-    strategy, batches = model._distribute_strategy, iter(batches)
+    strategy, batches = getattr(model, "_distribute_strategy", None), iter(batches)
     devices = 1 if strategy is None else len(strategy.extended.worker_devices)
     together = tf.function(lambda *parts: strategy.run(step, args=parts), reduce_retracing=True)
     while group := list(itertools.islice(batches, devices)):
