@@ -13,6 +13,7 @@ from dynkhydra_tf.serving import drift, monitor
 from dynkhydra_tf.serving.drift import Histograms, Seen, Window, divergence, load_validation
 from dynkhydra_tf.serving.monitor import Metrics, Options, proxy, read_lines
 from dynkhydra_tf.serving.rest import RestClient
+from dynkhydra_tf.serving.tau_controller import TauController
 from tests import prepared_server
 from tests.prepared_server import reply
 
@@ -115,6 +116,31 @@ def test_the_proxy_passes_on_and_looks(model_dir):
     assert (value("dynkhydra_failures_total"), value("dynkhydra_request_seconds_count")) == (2, 2)
 
 
+def test_the_proxy_asks_with_a_tau_that_follows_the_load(model_dir):
+    row = {"label": "ant", "gate": [0.1, 0.9], "active_branches": 1, "error": ""}
+    metrics = metrics_of(model_dir)
+    controller = TauController([{"tau": 0.1}, {"tau": 0.3}], seconds=1e-6)
+    metrics.watch_tau(controller)
+    with prepared_server.running() as server:
+        server.answers = [reply({"predictions": [row]})]
+        base, _, path = server.url.partition("/v1")
+        options = Options(model_dir=str(model_dir), url=base, listen=0)
+        with (
+            proxy(options, metrics, controller) as port,
+            RestClient(f"http://127.0.0.1:{port}/v1{path}") as client,
+        ):
+            for _ in range(3):
+                client.rows({"image_bytes": [b"1"]}, "image_bytes")
+            client.rows({"image_bytes": [b"1"], "tau": [0.7]}, "image_bytes_with_tau")
+            client.status()
+    *asked, own, status = server.received
+    assert {request["signature_name"] for request in asked} == {"image_bytes_with_tau"}
+    assert [request["instances"][0]["tau"] for request in asked] == [0.1, 0.1, 0.3]
+    assert own["instances"][0]["tau"] == 0.7 and status is None
+    assert metrics.registry.get_sample_value("dynkhydra_tau") == 0.3
+    assert metrics.registry.get_sample_value("dynkhydra_images_total", {"label": "ant"}) == 4
+
+
 def test_the_command(model_dir, tmp_path, capsys, monkeypatch):
     answers = tmp_path / "answers.jsonl"
     line = {"gate": 0.9, "active_branches": 1, "label": "ant", "seconds": 0.02}
@@ -144,6 +170,7 @@ def test_the_command(model_dir, tmp_path, capsys, monkeypatch):
         ([f"--model_dir={model_dir}"], "Give files of answers"),
         ([f"--model_dir={model_dir}", "--port=0", "nowhere"], "nowhere cannot be read"),
         ([f"--model_dir={tmp_path}", "-"], "cannot be read"),
+        ([f"--model_dir={model_dir}", "--target_ms=5", "-"], "--target_ms is for the proxy"),
     ]:
         with pytest.raises(SystemExit) as leaving:
             cli.run(monitor.main, Options, ["monitor", *arguments], positional="answers", at_least=0)

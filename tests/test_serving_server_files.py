@@ -40,3 +40,19 @@ def test_a_name_that_no_server_has(name):
     with pytest.raises(UserError, match="name must be printable") as raised:
         check_name(name)
     assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["digits", 'my "x"', "Äpfel 🍎"])
+def test_the_last_two_versions_have_labels(tmp_path, name):
+    write_server_files(tmp_path, name, [1], max_batch=4, versions=[1, 3, 7])
+    models = model_server_config_pb2.ModelServerConfig()
+    text = (tmp_path / "ab.config").read_text(encoding="utf-8")
+    text_format.Parse(text, models)
+    (model,) = models.model_config_list.config
+    assert (model.name, model.base_path) == (name, f"/models/{name}")
+    assert list(model.model_version_policy.specific.versions) == [3, 7]
+    assert dict(model.version_labels) == {"stable": 3, "canary": 7}
+    assert f"--model_config_file=/models/{name}/ab.config" in shlex.split(text.splitlines()[0])
+    (tmp_path / "one").mkdir()
+    write_server_files(tmp_path / "one", name, [1], max_batch=4, versions=[7])
+    assert not (tmp_path / "one" / "ab.config").exists()

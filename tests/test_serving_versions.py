@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.serving.versions import latest, new_version
+from dynkhydra_tf.serving.versions import MODEL, following, latest, new_version, whole
 
 
 def entries(path):
@@ -83,7 +83,9 @@ def test_names_that_are_no_versions_of_a_server(tmp_path):
     for name in ("99999999999999999999", "²", "\u0663", "x"):
         (tmp_path / name).mkdir()
     (tmp_path / "7").symlink_to("nowhere")
-    assert latest(tmp_path) == 7
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / MODEL).touch()
+    assert (latest(tmp_path), following(tmp_path), whole(tmp_path)) == (7, 8, [3])
     with new_version(tmp_path):
         pass
     assert latest(tmp_path) == 8

@@ -14,8 +14,10 @@ FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 # Larger pictures are refused before they are decoded: a file of a kilobyte can claim gigabytes.
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_SIDE = 65535  # pixels; what a JPEG can have
-MAX_STEPS = 4096  # from segment to segment of a file
-MAX_GIF_STEPS = 2**16  # its pieces are of at most 255 bytes
+MAX_STEPS = 32  # from segment to segment of a file; each takes as long as 10,000 pixels
+# A decoder goes through all of a JPEG for each of its scans, of which a dozen is much.
+MAX_SCANS, SMALL_JPEG, MAX_SCANNED = 12, 2**16, 12 * 16 * 2**20  # pixels, and pixels times scans
+GIF_WINDOW = 2**14  # bytes that are looked at together
 
 # What files begin with, `.` for any byte: the kinds that are read, in the order of `_READERS`, then others.
 KINDS = {
@@ -154,46 +156,84 @@ def _read_jpeg(name, file, beginning):
         return (segment[0] == 0xFF) & ~is_exif, after, tf.where(is_exif, at + 10, NOWHERE)
 
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(file, output_type=tf.int64), num=3)
-    return True, name, (width, height), _find_exif(file, b"Exif", 2, step), file
+    scans = tf.size(tf.raw_ops.StringSplitV2(input=[file], sep=b"\xff\xda").values, tf.int64) - 1
+    scanned = scans * tf.maximum(height * width, SMALL_JPEG)
+    supported = (scans <= MAX_SCANS) | (scanned <= MAX_SCANNED)
+    name = tf.where(supported, name, f"{name} of too many scans{NOT_SUPPORTED}")
+    return supported, name, (width, height), _find_exif(file, step), file
 
 
 def _read_png(name, file, beginning):
-    def step(content, at):
-        chunk = content.part(at, 8)
-        is_exif, is_end = (tf.reduce_all(chunk[4:] == list(text)) for text in (b"eXIf", b"IEND"))
-        after = at + 12 + tf.reduce_sum(chunk[:4] * [2**24, 2**16, 2**8, 1])
-        return ~(is_exif | is_end), after, tf.where(is_exif, at + 8, NOWHERE)
-
+    # The chunk may stand behind those of the picture, which are many.
     sides = beginning.number(16, 4, True), beginning.number(20, 4, True)
-    return True, name, sides, _find_exif(file, b"eXIf", 8, step), file
+    return True, name, sides, _find_note(file, rb"eXIf", 4), file
 
 
 def _read_gif(name, file, beginning):
     # Blocks: "!" an extension, "," a picture; both end with pieces, a length and so many bytes, the last 0.
     content = Bytes(file)
+    size = _length(file)
 
     def table(flags):  # the bytes of a colour table
         return (flags // 128) * 3 * 2 ** (flags % 8 + 1)
 
-    def step(at, in_pieces, frame, end):
-        byte = content.number(at, 1)
-        is_picture = ~in_pieces & (byte == ord(","))
-        is_block = is_picture | (~in_pieces & (byte == ord("!")))
-        is_last = in_pieces & (byte == 0)
-        jump = tf.where(is_picture, 11 + table(content.number(at + 9, 1)), 2)
-        after = at + tf.where(in_pieces, byte + 1, jump)
-        frame = tf.where(is_picture, at, frame)
-        end = tf.where(is_last & (frame > 0), after, end)
-        goes_on = (end == 0) & (in_pieces | is_block)
-        return goes_on, after, (in_pieces & ~is_last) | is_block, frame, end
+    def block(places, values):  # an extension's pieces lie behind its kind; all else stops here
+        is_extension = values == ord("!")
+        return tf.where(is_extension, 2 * (places + 2) + 1, 2 * places)
+
+    def piece(places, values):
+        return tf.where(values == 0, 2 * (places + 1), 2 * (places + 1 + values) + 1)
+
+    def last_piece(places, values):
+        return tf.where(values == 0, 2 * places + 1, 2 * (places + 1 + values) + 1)
 
     first = 13 + table(content.number(10, 1))
-    _, frame, end = _follow(file, first, step, False, NOWHERE, NOWHERE, steps=MAX_GIF_STEPS)
+    frame = _jump(content, size, first, 0, block, piece)
+    found = (frame < size) & (content.number(frame, 1) == ord(","))
+    frame = tf.where(found, frame, 0)
+    pieces = frame + 11 + table(content.number(frame + 9, 1))
+    end = _jump(content, size, pieces, 1, block, last_piece)
+    end = tf.where(found & (end < size), end + 1, 0)
     sides = _largest(
         [content.number(6, 2), content.number(8, 2)],
         [content.number(frame + 5, 2), content.number(frame + 7, 2)],
     )
     return True, name, sides, NOWHERE, tf.strings.join([_text(file, NOWHERE, end), b";"])
+
+
+def _jump(content, size, start, state, *following):
+    """Follows a chain of places through a file to where it stops: a window at a time, all its places at once.
+
+    A file may be a chain of a million pieces of one byte, and one step alone takes as long as a thousand here.
+
+    Args:
+        content: `Bytes` of the file, of `size` bytes.
+        start: () int64, the first place.
+        state: 0 or 1, what stands there.
+        following: for each state a function (places, values), both (n,) int64, of the bytes of a window and
+            where they lie in it -> twice the place that follows, and its state; the same place again: the
+            chain stops. It jumps at most 256 bytes.
+
+    Returns:
+        () int64, where it stops; `size` or more where the file ends before.
+    """
+    window = tf.minimum(size, GIF_WINDOW)
+    nodes = tf.range(2 * (window + 258))  # twice a place in the window, and its state; behind it all stop
+    rounds = GIF_WINDOW.bit_length()  # after these, two to the power of them are jumped at once
+
+    def body(at, state, _):
+        places = tf.range(window)
+        values = content.part(at, window)
+        steps = tf.reshape(tf.stack([of(places, values) for of in following], axis=1), [-1])
+        steps = tf.cast(tf.concat([steps, nodes[2 * window :]], axis=0), tf.int32)
+        for _ in range(rounds):
+            steps = tf.gather(steps, steps)
+        last = tf.cast(tf.gather(steps, state), tf.int64)
+        return at + last // 2, last % 2, last // 2 < window
+
+    start = tf.convert_to_tensor(start, tf.int64)
+    going = (start, tf.constant(state, tf.int64), tf.constant(False))
+    return tf.while_loop(lambda at, _, stopped: (at < size) & ~stopped, body, going)[0]
 
 
 def _read_bmp(name, file, beginning):
@@ -217,16 +257,16 @@ def _read_webp(name, file, beginning):
     # Chunks: a name, a length, so many bytes. An animation's pictures lie inside of its frames (ANMF).
     content = Bytes(file)
 
-    def step(at, picture, end, exif):
+    def step(at, picture, end):
         chunk, length = content.part(at, 4), content.number(at + 4, 4)
-        is_frame, is_exif = (tf.reduce_all(chunk == list(text)) for text in (b"ANMF", b"EXIF"))
-        is_picture = tf.reduce_all(chunk[:3] == list(b"VP8")) & (chunk[3] != ord("X")) & (picture == 0)
+        is_frame = tf.reduce_all(chunk == list(b"ANMF"))
+        is_picture = tf.reduce_all(chunk[:3] == list(b"VP8")) & (chunk[3] != ord("X"))
         after = at + 8 + length + length % 2
         picture, end = tf.where(is_picture, at, picture), tf.where(is_picture, after, end)
-        exif = tf.where(is_exif, at + 8, exif)
-        return True, tf.where(is_frame, at + 24, after), picture, end, exif
+        return ~is_picture, tf.where(is_frame, at + 24, after), picture, end
 
-    picture, end, exif = _follow(file, 12, step, NOWHERE, NOWHERE, NOWHERE)
+    picture, end = _follow(file, 12, step, NOWHERE, NOWHERE)
+    exif = _find_note(file, rb"EXIF\C{4}", 8)
     lossless = content.has(picture, b"VP8L")
     packed = content.number(picture + 9, 4)  # 14 bits for each side less one
     sides = [
@@ -256,25 +296,31 @@ def _read_webp(name, file, beginning):
 _READERS = (_read_jpeg, _read_png, _read_gif, _read_bmp, _read_webp)
 
 
-def _find_exif(file, name, first, step):
-    """Where EXIF begins; the segments are followed only where its name occurs in the file at all."""
+def _find_exif(file, step):
+    """Where a JPEG's EXIF begins; its segments are followed only where the name occurs in the file at all."""
 
     def find():
         content = Bytes(file)
-        return _follow(file, first, lambda at, exif: step(content, at), NOWHERE)[0]
+        return _follow(file, 2, lambda at, exif: step(content, at), NOWHERE)[0]
 
-    return tf.cond(tf.strings.regex_full_match(file, rb"\C*" + name + rb"\C*"), find, lambda: NOWHERE)
+    return tf.cond(tf.strings.regex_full_match(file, rb"\C*Exif\C*"), find, lambda: NOWHERE)
 
 
-def _follow(file, first, step, *found, steps=MAX_STEPS):
-    """Goes from segment to segment of a file.
+def _find_note(file, chunk, skip):
+    """Where EXIF begins: `skip` bytes behind where a chunk's name, a pattern, stands before what opens EXIF."""
+    opened = chunk + rb"(Exif\x00\x00)?(MM\x00\*|II\*\x00)\C*"
+    before = _length(tf.strings.regex_replace(file, opened, b""))
+    return tf.where(before < _length(file), before + skip, NOWHERE)
+
+
+def _follow(file, first, step, *found):
+    """Goes from segment to segment of a file, at most `MAX_STEPS` times.
 
     Args:
         file: () string.
         first: the first segment's place.
         step: function (place, *found) -> (whether to go on, the next place, *found).
         found: what is found, as before the first step.
-        steps: most steps.
 
     Returns:
         found, after the last step.
@@ -286,7 +332,7 @@ def _follow(file, first, step, *found, steps=MAX_STEPS):
         return tf.where(goes_on, after, size), *found
 
     start = (tf.convert_to_tensor(first, tf.int64), *map(tf.convert_to_tensor, found))
-    return tf.while_loop(lambda at, *_: at < size, body, start, maximum_iterations=steps)[1:]
+    return tf.while_loop(lambda at, *_: at < size, body, start, maximum_iterations=MAX_STEPS)[1:]
 
 
 def _length(file):

@@ -6,13 +6,16 @@
 
 reads answers, a JSON object a line, from files or for - from standard input; or stands in front of a server
 as a proxy: what it gets on port --listen goes to --url as it is, the answer goes back as it is, and is looked
-at. The metrics are on http://HOST:PORT/metrics, by default only for this machine:
+at. With --target_ms predictions are asked with a tau that follows the load. The metrics are on
+http://HOST:PORT/metrics, by default only for this machine:
 
     dynkhydra_active_branches      histogram: branches of an image; sum / count is lambda
     dynkhydra_gate_probability     histogram: the highest gate probability of an image
     dynkhydra_request_seconds      histogram: what a request took; of lines, that of each image
     dynkhydra_images_total         by label, "other" where the export has no such class
     dynkhydra_failures_total       requests and images that got no answer; lines that are none
+    dynkhydra_tau                  with --target_ms: the threshold that requests get which bring none, see
+                                   serving/tau_controller.py
     dynkhydra_drift                of gate, active_branches and classes: distance of the last --window images
                                    from the validation images of the export, see serving/drift.py
 
@@ -38,6 +41,8 @@ from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.serving import drift
 from dynkhydra_tf.serving.connection import MAX_MESSAGE_BYTES, is_this_host
 from dynkhydra_tf.serving.drift import Seen, Window
+from dynkhydra_tf.serving.tau_controller import TauController, rungs, with_tau
+from dynkhydra_tf.serving.tau_times import load_taus
 
 HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length"}
 
@@ -53,11 +58,24 @@ class Options(Checked):
     port: int = setting(9402, "The port of the metrics.", least=0, most=65535)
     window: int = setting(1000, "Images that the drift is told of.", least=10)
     timeout: float = setting(60.0, "Seconds that the server has for an answer, with --url.", above=0)
+    target_ms: float | None = setting(
+        None,
+        "With --url: raise tau while more than one of a hundred requests take longer, see "
+        "serving/tau_controller.py.",
+        above=0,
+    )
+    max_accuracy_drop: float = setting(
+        2.0,
+        "With --target_ms: the percentage points of top-1 that this may cost, by the export's table.",
+        least=0,
+    )
 
     def check(self) -> None:
         """Checks what goes together."""
         if not self.model_dir:
             raise UserError("Give --model_dir=DIR/VERSION, what is served: its reference.json is needed")
+        if self.target_ms is not None and not self.url:
+            raise UserError("--target_ms is for the proxy: give --url=http://HOST:PORT, too")
 
 
 class Metrics:
@@ -99,6 +117,13 @@ class Metrics:
         )
         for name in drift.Histograms._fields:
             told.labels(name).set_function(functools.partial(self._distance, name))
+
+    def watch_tau(self, controller: TauController) -> None:
+        """Tells the tau that a controller chooses."""
+        from prometheus_client import Gauge
+
+        told = Gauge("dynkhydra_tau", "The threshold that is sent now.", registry=self.registry)
+        told.set_function(lambda: controller.tau)
 
     def distances(self) -> dict[str, float]:
         """The drift now; nothing before there is a tenth of a window."""
@@ -172,8 +197,11 @@ def look_at(path: str, status: int, content: bytes, seconds: float, metrics: Met
 
 
 @contextlib.contextmanager
-def proxy(options: Options, metrics: Metrics) -> Iterator[int]:
-    """Passes requests on to `options.url` until the block ends; yields its port."""
+def proxy(options: Options, metrics: Metrics, controller: TauController | None = None) -> Iterator[int]:
+    """Passes requests on to `options.url` until the block ends; yields its port.
+
+    With a controller, predictions that are asked without a tau of their own get its.
+    """
     import httpx
 
     here = is_this_host(urllib.parse.urlsplit(options.url).hostname or "")
@@ -193,8 +221,14 @@ def proxy(options: Options, metrics: Metrics) -> Iterator[int]:
             body = self.rfile.read(int(size))
             headers = [(name, value) for name, value in self.headers.items() if name.lower() not in HOP]
             begun = time.monotonic()
+            chosen: contextlib.AbstractContextManager = contextlib.nullcontext()
+            if controller and self.path.endswith(":predict"):
+                chosen = controller.request()
             try:
-                answer = server.request(self.command, self.path, content=body, headers=headers)
+                with chosen as tau:
+                    if tau is not None:
+                        body = with_tau(body, tau)
+                    answer = server.request(self.command, self.path, content=body, headers=headers)
             except httpx.HTTPError as error:
                 metrics.failure()
                 told = json.dumps(
@@ -255,7 +289,13 @@ def main(options: Options, names: list[str]) -> None:
         raise UserError(f"Cannot listen on {options.host}:{options.port}: {error}") from error
     print(f"Metrics: http://{options.host}:{server.server_port}/metrics", file=sys.stderr, flush=True)
     if options.url:
-        with proxy(options, metrics) as port:
+        controller = None
+        if options.target_ms is not None:
+            controller = TauController(
+                rungs(load_taus(path), options.max_accuracy_drop), options.target_ms / 1000
+            )
+            metrics.watch_tau(controller)
+        with proxy(options, metrics, controller) as port:
             print(f"In front of {options.url}: http://{options.host}:{port}", file=sys.stderr, flush=True)
             threading.Event().wait()
     for name in names:

@@ -25,6 +25,23 @@ model_config_list {{
 }}
 """
 
+LABELS = """\
+# tensorflow_model_server --model_config_file={place}/ab.config --allow_version_labels_for_unavailable_models
+#
+# Two versions side by side: .../v1/models/NAME/labels/stable:predict and .../labels/canary:predict, over gRPC
+# the version_label. The monitor tells lambda and drift of either. The flag lets the labels be there at once.
+model_config_list {{
+  config {{
+    name: {name}
+    base_path: {base_path}
+    model_platform: "tensorflow"
+    model_version_policy {{ specific {{ versions: {stable} versions: {canary} }} }}
+    version_labels {{ key: "stable" value: {stable} }}
+    version_labels {{ key: "canary" value: {canary} }}
+  }}
+}}
+"""
+
 BATCHING = """\
 # tensorflow_model_server --enable_batching --batching_parameters_file={place}/batching_parameters.txt
 #
@@ -66,15 +83,22 @@ def check_name(name: str) -> None:
 
 
 def write_server_files(
-    directory: str | os.PathLike, name: str, batch_sizes: Sequence[int], max_batch: int
+    directory: str | os.PathLike,
+    name: str,
+    batch_sizes: Sequence[int],
+    max_batch: int,
+    versions: Sequence[int] = (),
 ) -> None:
     """Writes models.config, batching_parameters.txt and monitoring.config into a model's directory.
+
+    Where there are two versions also ab.config, which serves the last two under the labels stable and canary.
 
     Args:
         directory: the model's directory, the one that holds the versions.
         name: the model's name on the server, see `check_name`.
         batch_sizes: rising.
         max_batch: the most images of a request.
+        versions: those in the directory, rising.
     """
     place = f"/models/{name}"
     values = {
@@ -86,6 +110,9 @@ def write_server_files(
         "sizes": "\n".join(f"allowed_batch_sizes: {size}" for size in batch_sizes),
     }
     texts = {"models.config": MODELS, "batching_parameters.txt": BATCHING, "monitoring.config": MONITORING}
+    if len(versions) > 1:
+        texts["ab.config"] = LABELS
+        values |= {"stable": versions[-2], "canary": versions[-1]}
     for file, text in texts.items():
         write_text(pathlib.Path(directory) / file, text.format(**values))
 

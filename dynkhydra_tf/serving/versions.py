@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import is_abandoned, locked, making
 
+MODEL = "saved_model.pb"
 _HIDDEN = ".writing-"
 _MOST = 2**63 - 1  # TensorFlow Serving's versions are int64
 
@@ -56,16 +57,36 @@ def new_version(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def latest(directory: str | os.PathLike) -> int | None:
     """Returns the highest version in a model's directory; None where there is none."""
+    return max(_numbers(directory), default=None)
+
+
+def whole(directory: str | os.PathLike) -> list[int]:
+    """Returns the versions that hold a model, rising."""
+    directory = pathlib.Path(directory)
+    return sorted(number for number in _numbers(directory) if (directory / str(number) / MODEL).is_file())
+
+
+def following(directory: str | os.PathLike) -> int:
+    """Returns the number that the next version gets.
+
+    Raises:
+        UserError: there is none.
+    """
+    number = (latest(directory) or 0) + 1
+    if number > _MOST:
+        raise UserError(f"There is no version after {_MOST}; move it out of {directory}")
+    return number
+
+
+def _numbers(directory):
+    """The numbers of a server's versions among the names in a directory."""
     names = [path.name for path in pathlib.Path(directory).glob("*")]  # nothing where it is not there
-    numbers = [int(name) for name in names if re.fullmatch("[0-9]+", name)]
-    return max((number for number in numbers if number <= _MOST), default=None)
+    return [int(name) for name in names if re.fullmatch("[0-9]+", name) and int(name) <= _MOST]
 
 
 def _publish(version, directory):
     while True:
-        number = (latest(directory) or 0) + 1
-        if number > _MOST:
-            raise UserError(f"There is no version after {_MOST}; move it out of {directory}")
+        number = following(directory)
         try:
             version.rename(directory / str(number))
             return

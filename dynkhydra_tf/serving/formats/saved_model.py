@@ -31,7 +31,7 @@ from dynkhydra_tf.serving.server_files import write_server_files, write_warmup
 from dynkhydra_tf.serving.signatures import signatures
 from dynkhydra_tf.serving.tau_times import load_taus, measure_taus
 
-FILE = "saved_model.pb"
+FILE = versions.MODEL
 REFERENCE = "reference.json"
 OPTIONS = ("top_classes", "input_dtype", "batch_sizes", "max_batch", "max_pixels")
 
@@ -50,11 +50,15 @@ def convert(served: ServedModel, directory: str | os.PathLike) -> str:
         if served.images is not None:
             card += taus_text(load_taus(version / "assets.extra" / REFERENCE), served.tau)
         (version / "model_card.md").write_text(card, encoding="utf-8")
-        write_server_files(directory, served.name, served.batch_sizes, served.largest_batch)
+        limits = served.batch_sizes, served.largest_batch
+        write_server_files(
+            directory, served.name, *limits, (*versions.whole(directory), versions.following(directory))
+        )
     return (
         f"Written: {directory / str(versions.latest(directory))}; its answers through TensorFlow's C API are "
         f"within {largest:.0e} of Keras's.\n"
-        "Beside it: models.config, batching_parameters.txt, monitoring.config; in it: model_card.md."
+        f"Beside it: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}; "
+        "in it: model_card.md."
     )
 
 
