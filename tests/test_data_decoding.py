@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from dynkhydra_tf.benchmark import hostile_files
 from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
 from dynkhydra_tf.data.headers import BEGINNING, MAX_PIXELS, MAX_SIDE, looks_like_a_picture, read_header
 from tests.conftest import ROOT
@@ -169,6 +170,47 @@ def test_reasons_in_words():
         assert looks_like_a_picture(file[:BEGINNING])
     assert why_unreadable(FILES["JPEG"][0][:200]) == "damaged or cut off"
     assert why_unreadable(FILES["GIF"][0][:200]) == "damaged or cut off"
+
+
+@pytest.mark.parametrize("name", ["GIF of pieces", "GIF of extensions"])
+def test_a_gif_of_the_smallest_pieces_is_followed_to_its_end(name):
+    # A loop over the pieces took 50 us for each.
+    make, _ = hostile_files.FILES[name]
+    for most in (3_000, 50_000):  # within a window, and beyond
+        file = make(most)
+        still = read_header(file).still.numpy()
+        assert still == file
+        assert read_header(file[:-2]).still.numpy() == b";", "cut off"
+    if name == "GIF of extensions":
+        assert decode_picture(file).shape == (64, 64, 3)
+
+
+def test_a_gif_with_xmp_shows_its_picture():
+    # XMP is no pieces but text, and a ramp of bytes behind it leads to the end from wherever one comes.
+    file, _ = FILES["GIF"]
+    start = file.index(b"\x2c\0\0\0\0")
+    packet = b"<?xpacket begin='' id='W5M0MpCehiHzreSzNTczkc9d'?>" + b"<x:xmpmeta/>" * 40
+    ramp = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    xmp = file[:start] + b"!\xff\x0bXMP DataXMP" + packet + ramp + file[start:]
+    np.testing.assert_array_equal(decode_picture(xmp), decode_picture(file))
+
+
+def test_a_jpeg_of_too_many_scans_is_named():
+    few, many = (hostile_files.many_scans(most, 64) for most in (2_000, 100_000))
+    assert why_unreadable(few) == ""
+    assert why_unreadable(many) == "JPEG of too many scans, which is not supported: save it as PNG or JPEG"
+    # Of a larger picture there may be fewer.
+    assert why_unreadable(hostile_files.many_scans(9_000, 1_000)).startswith("JPEG of too many scans")
+
+
+@pytest.mark.parametrize("name", ["JPEG of segments", "PNG of chunks", "WebP of chunks"])
+def test_a_file_of_nothing_but_small_parts_takes_few_steps(name):
+    make, _ = hostile_files.FILES[name]
+    file = make(20_000)
+    if name == "WebP of chunks":  # the picture lies behind more chunks than are looked at
+        assert why_unreadable(file) == "damaged or cut off"
+    else:
+        assert decode_picture(file).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("kind", ["animated GIF", "animated WebP", "animated lossless WebP with alpha"])

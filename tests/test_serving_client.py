@@ -33,6 +33,7 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.serving import client as command
 from dynkhydra_tf.serving import native
 from dynkhydra_tf.serving.client import GrpcClient, RestClient, ServerError
+from dynkhydra_tf.serving.connection import SEND_ALONE
 from dynkhydra_tf.serving.formats.saved_model import write_version
 from dynkhydra_tf.serving.model_card import requests_text
 from tests import kserve_server, prepared_server
@@ -616,6 +617,24 @@ def test_photos_go_in_batches_and_halves_of_what_is_refused(run_client, prepared
     assert all(line.endswith("HTTP 400 Bad Request: bad b") for line in bad)
     assert last == "error: 2 of 7 photos failed"
     assert sizes == [4, 2, 2, 1, 1, 3, 1, 2, 1, 1]
+
+
+def test_a_photo_that_its_request_has_no_room_for_is_sent_alone(run_client, prepared, tmp_path):
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(b"a")
+    row = {"label": "ant", "probabilities": [0.25, 0.75], "error": ""}
+    full = {"label": "", "probabilities": [0.0, 0.0], "error": f"too many pixels: {SEND_ALONE}"}
+    answers = [[row, full, row], [{**row, "label": "bee"}]]
+    prepared.answers = [reply({}), *(reply({"predictions": rows}) for rows in answers)]
+    status, out, _ = run_client(f"--url={prepared.url}", str(tmp_path), "--csv")
+    assert status == 0
+    assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["ant", "bee", "ant"]
+    assert [len(request["instances"]) for request in prepared.received[1:]] == [3, 1]
+    # What is refused alone is not sent for ever.
+    prepared.received.clear()
+    prepared.answers = [reply({}), reply({"predictions": [full]})]
+    status, _, err = run_client(f"--url={prepared.url}", str(tmp_path / "0.png"))
+    assert status == 1 and SEND_ALONE in err and len(prepared.received) == 2
 
 
 def test_a_server_that_goes_away_is_not_waited_for_again_and_again(run_client, prepared, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from dynkhydra_tf.benchmark import hostile_files
 from dynkhydra_tf.data import FITS, find_entry, load_data, preprocess
 from dynkhydra_tf.serving.pictures import BLACK, prepare_pictures
 
@@ -49,6 +50,26 @@ def test_a_served_file_is_prepared_as_the_folder_is_for_training(tmp_path):
         assert {image.tobytes() for image, _ in data.examples("train").as_numpy_iterator()} <= served
         seen |= served
     assert len(seen) == 3 * 3 - 1  # a picture of one grey is the same, stretched and cropped
+
+
+def test_the_pixels_of_a_request_have_a_limit_together():
+    """Those of one picture, or 32 for each byte of the files, the smaller pictures first."""
+    prepare = tf.function(lambda files, most: prepare_pictures(files, 4, "stretch", most))
+
+    def refused(files, most):
+        _, error = prepare(tf.constant(files), most)
+        assert set(error.numpy()) <= {b"", b"the request's pictures have too many pixels: send it alone"}
+        return [bool(text) for text in error.numpy()]
+
+    large = [hostile_files.png(side, side) for side in (500, 300, 600, 400)]
+    assert all(len(file) < 900 for file in large)
+    assert refused(large, 360_000) == [True, False, True, False], "300 and 400 a side are 250,000 pixels"
+    assert refused(large, 500_000) == [False, False, True, False]
+    assert refused(large[2:3], 360_000) == [False], "alone"
+    strips = [hostile_files.png(3000, 1), hostile_files.png(1, 3000)]  # each counts as 3000 x 256
+    assert refused(strips, 1_500_000) == [False, True]
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    assert refused([tf.io.encode_png(noise).numpy()] * 4, 256**2) == [False] * 4, "their files are large"
 
 
 def test_what_is_wrong_with_a_file_is_said_and_no_other_file_suffers():

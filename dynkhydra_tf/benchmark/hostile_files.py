@@ -34,7 +34,7 @@ def png(width: int, height: int, pixels: bytes | None = None, before: bytes = b"
 
 @functools.cache
 def zeros(most: int) -> bytes:
-    """A deflate stream of at most so many bytes, of as many zeros as these can tell: a thousand times more."""
+    """A deflate stream of at most so many bytes, of a thousand times as many zeros."""
     pack = zlib.compressobj(9)
     megabyte, pieces, size = bytes(MEGABYTE), [], 0
     while size < most - 2200:
@@ -96,10 +96,10 @@ def gif_of_pieces(most: int) -> bytes:
 
 
 def gif_of_extensions(most: int) -> bytes:
-    """A GIF with nothing but empty extensions before its picture."""
+    """A GIF with nothing but the shortest comments before its picture."""
     file = saved(black(64, "P"), "GIF")
     start = file.index(b",")
-    return file[:start] + b"!\xfe\0" * ((most - len(file)) // 3) + file[start:]
+    return file[:start] + b"!\xfe\x01a\0" * ((most - len(file)) // 5) + file[start:]
 
 
 def gif_of_frames(most: int) -> bytes:

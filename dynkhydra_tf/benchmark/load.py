@@ -4,9 +4,10 @@
         --model_dir=served/digits/1 --photos=photos/val
 
 8 to 64 clients, each with its own connection, send --rate requests a second each, at random times, of
---batch photos each; --photos has a folder for each class. Every number of clients is tried at each fixed tau, then with
-`serving/tau_controller.py`. A request's time is counted from when it was due, so that a client that waits for
-its last answer hides nothing. The target is --target_ms, or twice the 99th percentile of one client alone.
+--batch photos each; --photos has a folder for each class. Every number of clients is tried at each fixed tau,
+then with `serving/tau_controller.py`. A request's time is counted from when it was due, so that a client that
+waits for its last answer hides nothing. The target is --target_ms, or twice the 99th percentile of one client
+alone.
 """
 
 import base64

@@ -204,7 +204,7 @@ def _read_gif(name, file, beginning):
 def _jump(content, size, start, state, *following):
     """Follows a chain of places through a file to where it stops: a window at a time, all its places at once.
 
-    A file may be a chain of a million pieces of one byte, and one step alone takes as long as a thousand here.
+    A file may be a chain of a million pieces of one byte, and one step takes as long as a thousand here.
 
     Args:
         content: `Bytes` of the file, of `size` bytes.
@@ -307,7 +307,7 @@ def _find_exif(file, step):
 
 
 def _find_note(file, chunk, skip):
-    """Where EXIF begins: `skip` bytes behind where a chunk's name, a pattern, stands before what opens EXIF."""
+    """Where EXIF begins: `skip` bytes behind a chunk's name, a pattern, that is followed by its opening."""
     opened = chunk + rb"(Exif\x00\x00)?(MM\x00\*|II\*\x00)\C*"
     before = _length(tf.strings.regex_replace(file, opened, b""))
     return tf.where(before < _length(file), before + skip, NOWHERE)

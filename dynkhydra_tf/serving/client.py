@@ -32,7 +32,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.photo_files import find_photos
 from dynkhydra_tf.printed_answers import print_answers, record
-from dynkhydra_tf.serving.connection import MAX_MESSAGE_BYTES, ServerError
+from dynkhydra_tf.serving.connection import MAX_MESSAGE_BYTES, SEND_ALONE, ServerError
 from dynkhydra_tf.serving.rest import RestClient
 from dynkhydra_tf.serving.rpc import GrpcClient
 from dynkhydra_tf.serving.server_flags import ServerFlags
@@ -192,7 +192,11 @@ class Sender:
                 return self._request(dict(items[:half])) | self._request(dict(items[half:]))
             return {path: Reply(Answer(path, problem=str(error)), {}, 0.0) for path in contents}
         seconds = time.monotonic() - begun
-        return {path: self._reply(path, row, seconds) for path, row in zip(contents, rows, strict=True)}
+        replies = {path: self._reply(path, row, seconds) for path, row in zip(contents, rows, strict=True)}
+        alone = [path for path, reply in replies.items() if (reply.answer.problem or "").endswith(SEND_ALONE)]
+        for path in alone if len(contents) > 1 else ():
+            replies |= self._request({path: contents[path]})
+        return replies
 
     def _reply(self, path, row, seconds):
         try:

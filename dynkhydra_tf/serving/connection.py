@@ -19,6 +19,7 @@ from dynkhydra_tf.errors import UserError
 
 MAX_SECONDS = 86400  # a day
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of an answer, and of a gRPC request; gRPC's own limit is 4 MiB
+SEND_ALONE = "send it alone"  # so ends what a model says of a picture that its request has no room for
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two attempts
 
 Answer = TypeVar("Answer")

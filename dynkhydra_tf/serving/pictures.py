@@ -1,22 +1,29 @@
 """The files of a request to the network's input, each for itself: one bad file does not spoil the others.
 
+A kilobyte can be a picture of sixteen megapixels, and a request has room for hundreds of them. So their
+pixels together have a limit, too: that of one picture or, of larger files, a number for each byte.
+
 The served graph has no way to catch an error but a `tf.data` pipeline that leaves out the elements that raise
 one, so the files go through such a pipeline. B files, S side of an image.
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.data.decoding import DAMAGED, decode_picture
 from dynkhydra_tf.data.headers import MAX_SIDE, read_header
 from dynkhydra_tf.data.preprocessing import preprocess
+from dynkhydra_tf.serving.connection import SEND_ALONE
 
 # A sound file of one black pixel.
 BLACK = (
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
     b"\0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82"
 )
+PIXELS_OF_A_BYTE = 32  # a photo of the coarsest quality has as many
+LEAST_SIDE = 256  # a picture counts as if it had this at least
 AT_ONCE = 4  # files that are decoded at the same time: each may hold as many pixels as the limit allows
 
 
@@ -30,11 +37,13 @@ def prepare_pictures(
         image_bytes: (B) strings, the bytes of files, see `decode_picture`; B > 0.
         size: int, S.
         fit: see `preprocess`.
-        max_pixels: of the largest picture that is decoded.
+        max_pixels: of the largest picture that is decoded, and of all together, unless their files are large.
 
     Returns:
         images (B, S, S, 3) uint8, black where a file is bad; error (B) string, why it is, else empty.
     """
+    fits = _fit(image_bytes, max_pixels)
+    image_bytes = tf.where(fits, image_bytes, BLACK)
     images, good = _each(lambda file: preprocess(decode_picture(file, max_pixels), size, fit), image_bytes)
     bad = tf.where(~good)
     reasons = tf.cond(
@@ -42,7 +51,24 @@ def prepare_pictures(
         lambda: tf.zeros((0,), tf.string),
         lambda: _each(lambda file: _reason(file, max_pixels), tf.gather_nd(image_bytes, bad))[0],
     )
-    return images, tf.scatter_nd(bad, reasons, tf.shape(good, tf.int64))
+    errors = tf.scatter_nd(bad, reasons, tf.shape(good, tf.int64))
+    return images, tf.where(fits, errors, f"the request's pictures have too many pixels: {SEND_ALONE}")
+
+
+def _fit(files, max_pixels):
+    """(B) bool, which of the files may be decoded together: the smaller pictures first."""
+    length = tf.reduce_sum(tf.strings.length(files))
+    most = tf.maximum(max_pixels, PIXELS_OF_A_BYTE * length)
+
+    def fitting():
+        # What cannot be read, or by itself is too large, is not decoded and counts for nothing.
+        pixels, _ = _each(lambda file: _work(read_header(file).sides), files)
+        pixels = tf.where(pixels > max_pixels, np.int64(0), pixels)
+        order = tf.argsort(pixels, stable=True)
+        within = tf.cumsum(tf.gather(pixels, order)) <= tf.cast(most, tf.int64)
+        return tf.scatter_nd(order[:, tf.newaxis], within, tf.shape(within))
+
+    return tf.cond(tf.size(files) > 1, fitting, lambda: tf.fill(tf.shape(files), True))
 
 
 def _each(function: Callable, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -56,6 +82,11 @@ def _each(function: Callable, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     last = tf.size(places) - 1
     found = tf.tensor_scatter_nd_update(tf.fill([count], last), places[:-1, tf.newaxis], tf.range(last))
     return tf.gather(values, found), found < last
+
+
+def _work(sides):
+    """The pixels of a picture; of a long strip more, for a row takes its time however short it is."""
+    return tf.reduce_max(sides) * tf.maximum(tf.reduce_min(sides), LEAST_SIDE * tf.sign(tf.reduce_min(sides)))
 
 
 @tf.function(autograph=False)  # traced once, as the decoder is

@@ -71,7 +71,8 @@ class TauController:
         self.rung = 0
         self._clock = clock
         self._lock = threading.Lock()
-        self._begin_windows()
+        self._requests = self._slow = self._lively = self._calm = 0
+        self._since = clock()
 
     @property
     def tau(self) -> float:
