@@ -100,22 +100,26 @@ def test_bad_photos_of_a_load(tmp_path):
 
 
 def test_the_rate_of_the_client_beside_the_c_api(model_dir, photos, capsys):
-    with native.SavedModel(model_dir) as model, prepared_server.running() as server:
+    contents = [file for _, file in load.find_photos(photos)]
+    with native.SavedModel(model_dir) as model:
+        labels = model.run({"image_bytes": np.array(contents, object)}, "image_bytes")["label"]
+    label_of = dict(zip(contents, (label.decode() for label in labels), strict=True))
+    with prepared_server.running() as server:
 
         def answer(handler):
             request = server.received[-1]
             if request is None:
                 return reply({})(handler)
-            files = np.array([base64.b64decode(row["b64"]) for row in request["instances"]], object)
-            labels = [label.decode() for label in model.run({"image_bytes": files}, "image_bytes")["label"]]
-            rows = [{"label": label, "probabilities": [1.0]} for label in labels]
+            files = [base64.b64decode(row["b64"]) for row in request["instances"]]
+            rows = [{"label": label_of[file], "probabilities": [1.0]} for file in files]
             return reply({"predictions": rows})(handler)
 
         server.answers = [answer]
-        options = client_rate.Options(ServerFlags(url=server.url), model_dir=model_dir, batch=4, rounds=1)
+        flags = ServerFlags(url=server.url, timeout=60)
+        options = client_rate.Options(flags, model_dir=model_dir, batch=4, rounds=1)
         client_rate.main(options, [photos])
         out = capsys.readouterr().out
-        assert "C API: " in out and "client: " in out and "(8 photos in " in out
+        assert "C API: " in out and "client / C API: " in out and "(8 photos in " in out
         server.answers = [reply({"predictions": [{"label": "x", "probabilities": [1.0]}] * 4})]
         with pytest.raises(UserError, match="8 photos have another answer over the server"):
             client_rate.main(options, [photos])

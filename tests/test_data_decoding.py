@@ -1,11 +1,12 @@
 import io
 import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dynkhydra_tf.benchmark import hostile_files
 from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
@@ -193,6 +194,32 @@ def test_a_gif_with_xmp_shows_its_picture():
     ramp = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
     xmp = file[:start] + b"!\xff\x0bXMP DataXMP" + packet + ramp + file[start:]
     np.testing.assert_array_equal(decode_picture(xmp), decode_picture(file))
+
+
+def test_a_png_with_a_flood_behind_its_picture_is_named():
+    packed = zlib.compress(bytes(9 * 8))  # 8 rows of 8 grey pixels
+    flood = packed[:-4] + bytes(200_000)
+    refused = "PNG of more data than its picture has, which is not supported: save it as PNG or JPEG"
+    assert why_unreadable(hostile_files.png(8, 8, flood)) == refused
+    whole = hostile_files.png(8, 8, packed)
+    behind = hostile_files.png(8, 8, flood)[len(whole) - len(packed) - 24 :]
+    # What is no data of the picture may be long: the other pictures of an animation, or notes.
+    for kind in (b"fdAT", b"tEXt"):
+        chunk = struct.pack(">I", len(behind)) + kind + behind + struct.pack(">I", zlib.crc32(kind + behind))
+        assert why_unreadable(whole[:-12] + chunk + whole[-12:]) == ""
+    many = b"".join(hostile_files._chunk(b"IDAT", b"") for _ in range(30_000))
+    assert why_unreadable(whole[:-12] + many + whole[-12:]) == refused, "too many to count"
+
+
+def test_texts_of_a_png_are_passed_over():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("Comment", "packed " * 999, zip=True)
+    texts.add_text("Other", "packed " * 999, zip=True)
+    file = file_of(PICTURE, "PNG", pnginfo=texts)
+    still = read_header(file).still.numpy()
+    assert len(still) == len(file) and b"TXt" in file and b"TXt" not in still
+    np.testing.assert_array_equal(decode_picture(file), PICTURE)
+    assert b"TXt" not in read_header(hostile_files.texts(100_000)).still.numpy()
 
 
 def test_a_jpeg_of_too_many_scans_is_named():

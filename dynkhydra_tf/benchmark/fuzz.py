@@ -92,14 +92,14 @@ def sound_files(rng: np.random.Generator) -> list[tuple[str, bytes]]:
 # === Damage ===
 
 
-def _damaged(rng, content: bytes, start: int = 0) -> bytes:
+def _damaged(rng: np.random.Generator, content: bytes, start: int = 0) -> bytes:
     """A few changes behind a place: bits, bytes, runs taken out, doubled or filled."""
     content = bytearray(content)
     for _ in range(rng.integers(1, 6)):
         if len(content) <= start:
             break
         at = int(rng.integers(start, len(content)))
-        length = int(min(rng.integers(1, 40), len(content) - at))
+        length = min(int(rng.integers(1, 40)), len(content) - at)
         match rng.integers(6):
             case 0:
                 content[at] ^= 1 << int(rng.integers(8))

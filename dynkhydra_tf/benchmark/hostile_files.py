@@ -38,7 +38,7 @@ def zeros(most: int) -> bytes:
     pack = zlib.compressobj(9)
     megabyte, pieces, size = bytes(MEGABYTE), [], 0
     while size < most - 2200:
-        pieces.append(pack.compress(megabyte))
+        pieces.append(pack.compress(megabyte) + pack.flush(zlib.Z_SYNC_FLUSH))
         size += len(pieces[-1])
     return b"".join(pieces) + pack.flush()
 

@@ -17,6 +17,8 @@ MAX_SIDE = 65535  # pixels; what a JPEG can have
 MAX_STEPS = 32  # from segment to segment of a file; each takes as long as 10,000 pixels
 # A decoder goes through all of a JPEG for each of its scans, of which a dozen is much.
 MAX_SCANS, SMALL_JPEG, MAX_SCANNED = 12, 2**16, 12 * 16 * 2**20  # pixels, and pixels times scans
+# An animated PNG has more bytes than its first picture, which itself may come in many chunks.
+MAX_PNG_STEPS, PNG_SLACK = 256, 2**16
 GIF_WINDOW = 2**14  # bytes that are looked at together
 
 # What files begin with, `.` for any byte: the kinds that are read, in the order of `_READERS`, then others.
@@ -164,9 +166,44 @@ def _read_jpeg(name, file, beginning):
 
 
 def _read_png(name, file, beginning):
+    width, height = beginning.number(16, 4, True), beginning.number(20, 4, True)
+    # A decoder unpacks all that is packed, a thousand times its bytes, also what the picture has no use for.
+    channels = tf.gather(np.int64([1, 1, 3, 1, 2, 1, 4, 1]), tf.minimum(beginning.number(25, 1), 7))
+    unpacked = height * (1 + -(-width * channels * beginning.number(24, 1) // 8))
+    most = unpacked * 9 // 8 + PNG_SLACK
+    packed = tf.cond(_length(file) > most, lambda: _packed_bytes(file), lambda: NOWHERE)
+    supported = packed <= most
+    name = tf.where(supported, name, f"{name} of more data than its picture has{NOT_SUPPORTED}")
     # The chunk may stand behind those of the picture, which are many.
-    sides = beginning.number(16, 4, True), beginning.number(20, 4, True)
-    return True, name, sides, _find_note(file, rb"eXIf", 4), file
+    exif = _find_note(file, rb"eXIf", 4)
+    return supported, name, (width, height), exif, _without_texts(file)
+
+
+def _without_texts(file):
+    """A PNG whose compressed texts have another name: a decoder would unpack megabytes for each.
+
+    It passes over chunks that it does not know, also where their checksum is wrong.
+    """
+    return tf.cond(
+        tf.strings.regex_full_match(file, rb"\C*[iz]TXt\C*"),
+        lambda: tf.strings.regex_replace(file, rb"(\x00[\x00-\x7f]\C\C)[iz]TXt", rb"\1zzZz"),
+        lambda: file,
+    )
+
+
+def _packed_bytes(file):
+    """The bytes in the chunks of a PNG's picture, () int64; all of the file where these are too many."""
+    content = Bytes(file)
+
+    def step(at, packed, count):
+        chunk = content.part(at, 8)
+        is_data = tf.reduce_all(chunk[4:] == list(b"IDAT"))
+        length = tf.reduce_sum(chunk[:4] * [2**24, 2**16, 2**8, 1])
+        packed += tf.where(is_data, length, 0)
+        return is_data | (packed == 0), at + 12 + length, packed, count + 1
+
+    packed, count = _follow(file, 8, step, NOWHERE, NOWHERE, steps=MAX_PNG_STEPS)
+    return tf.where(count == MAX_PNG_STEPS, _length(file), packed)
 
 
 def _read_gif(name, file, beginning):
@@ -313,14 +350,15 @@ def _find_note(file, chunk, skip):
     return tf.where(before < _length(file), before + skip, NOWHERE)
 
 
-def _follow(file, first, step, *found):
-    """Goes from segment to segment of a file, at most `MAX_STEPS` times.
+def _follow(file, first, step, *found, steps=MAX_STEPS):
+    """Goes from segment to segment of a file.
 
     Args:
         file: () string.
         first: the first segment's place.
         step: function (place, *found) -> (whether to go on, the next place, *found).
         found: what is found, as before the first step.
+        steps: most steps.
 
     Returns:
         found, after the last step.
@@ -332,7 +370,7 @@ def _follow(file, first, step, *found):
         return tf.where(goes_on, after, size), *found
 
     start = (tf.convert_to_tensor(first, tf.int64), *map(tf.convert_to_tensor, found))
-    return tf.while_loop(lambda at, *_: at < size, body, start, maximum_iterations=MAX_STEPS)[1:]
+    return tf.while_loop(lambda at, *_: at < size, body, start, maximum_iterations=steps)[1:]
 
 
 def _length(file):
