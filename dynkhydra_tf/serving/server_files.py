@@ -54,6 +54,7 @@ BATCHING = """\
 # batch size"); without batching this model takes up to {max_batch}. A file that cannot be read is told in the
 # output error of its row and fails no other request; a wrong shape, tau or float image fails the batch that
 # it is in. The server takes bodies of gigabytes: in front of a public one, a proxy needs a limit on the body.
+# Over gRPC one value may stand for a tensor of any shape, which the server unpacks before the model is asked.
 max_batch_size {{ value: {largest} }}
 batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 100 }}
