@@ -169,7 +169,8 @@ def _read_png(name, file, beginning):
     width, height = beginning.number(16, 4, True), beginning.number(20, 4, True)
     # A decoder unpacks all that is packed, a thousand times its bytes, also what the picture has no use for.
     channels = tf.gather(np.int64([1, 1, 3, 1, 2, 1, 4, 1]), tf.minimum(beginning.number(25, 1), 7))
-    unpacked = height * (1 + -(-width * channels * beginning.number(24, 1) // 8))
+    rows, columns = tf.minimum(height, MAX_SIDE), tf.minimum(width, MAX_SIDE)
+    unpacked = rows * (1 + -(-columns * channels * beginning.number(24, 1) // 8))
     most = unpacked * 9 // 8 + PNG_SLACK
     packed = tf.cond(_length(file) > most, lambda: _packed_bytes(file), lambda: NOWHERE)
     supported = packed <= most

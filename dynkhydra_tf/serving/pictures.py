@@ -57,15 +57,14 @@ def prepare_pictures(
 
 def _fit(files, max_pixels):
     """(B) bool, which of the files may be decoded together: the smaller pictures first."""
-    length = tf.reduce_sum(tf.strings.length(files))
-    most = tf.maximum(max_pixels, PIXELS_OF_A_BYTE * length)
+    length = tf.reduce_sum(tf.cast(tf.strings.length(files), tf.int64))
+    most = tf.maximum(np.int64(max_pixels), PIXELS_OF_A_BYTE * length)
 
     def fitting():
-        # What cannot be read, or by itself is too large, is not decoded and counts for nothing.
-        pixels, _ = _each(lambda file: _work(read_header(file).sides), files)
-        pixels = tf.where(pixels > max_pixels, np.int64(0), pixels)
+        # Of what cannot be read, the one pixel of `BLACK`.
+        pixels, _ = _each(lambda file: _work(read_header(file).sides, max_pixels), files)
         order = tf.argsort(pixels, stable=True)
-        within = tf.cumsum(tf.gather(pixels, order)) <= tf.cast(most, tf.int64)
+        within = tf.cumsum(tf.gather(pixels, order)) <= most
         return tf.scatter_nd(order[:, tf.newaxis], within, tf.shape(within))
 
     return tf.cond(tf.size(files) > 1, fitting, lambda: tf.fill(tf.shape(files), True))
@@ -84,9 +83,13 @@ def _each(function: Callable, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.gather(values, found), found < last
 
 
-def _work(sides):
-    """The pixels of a picture; of a long strip more, for a row takes its time however short it is."""
-    return tf.reduce_max(sides) * tf.maximum(tf.reduce_min(sides), LEAST_SIDE * tf.sign(tf.reduce_min(sides)))
+def _work(sides, max_pixels):
+    """The pixels of a picture, none of one that is not decoded for its size; of a long strip more.
+
+    A row takes its time however short it is.
+    """
+    work = tf.reduce_max(sides) * tf.maximum(tf.reduce_min(sides), LEAST_SIDE)
+    return tf.where(tf.reduce_prod(sides) > max_pixels, np.int64(0), work)
 
 
 @tf.function(autograph=False)  # traced once, as the decoder is
