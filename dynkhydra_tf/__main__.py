@@ -15,6 +15,7 @@ VERBS = {
     "export": "export",
     "predict": "predict",
     "frontier": "frontier",
+    "launch": "launch",
     "demo": "demo",
     "client": "serving.client",
     "verify": "serving.verify",

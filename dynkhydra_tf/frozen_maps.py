@@ -32,6 +32,7 @@ import tensorflow as tf
 from dynkhydra_tf.backbones.first_weights import copy_weights
 from dynkhydra_tf.caches import user_cache_dir
 from dynkhydra_tf.data import ImageData
+from dynkhydra_tf.data.augment import draw_uniform
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import check_writable, is_written_as, readable, replacing
 from dynkhydra_tf.folding import constants_of, fold
@@ -123,12 +124,18 @@ class MapData:
         return examples.map(lambda views, label: (views[0], label))
 
 
-def draw_view(views: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor | None = None) -> tf.Tensor:
+def draw_view(
+    views: tf.Tensor,
+    seed: tf.Tensor,
+    mirrored: tf.Tensor | None = None,
+    place: tuple[int, int] | None = None,
+) -> tf.Tensor:
     """Draws one of the views of each image: the `augment` of `training_batches` on `MapData`.
 
     Args:
         views: (B, V, ...). seed: (2,) int.
         mirrored: (B,) bool, of two views which of them to take, in place of a draw.
+        place: as of `data.augment.Augmentation`.
 
     Returns:
         (B, ...).
@@ -137,7 +144,7 @@ def draw_view(views: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor | None = No
     if mirrored is not None and count == 2:
         drawn = tf.cast(mirrored, tf.int32)
     else:
-        drawn = tf.random.stateless_uniform((tf.shape(views)[0],), seed, 0, count, tf.int32)
+        drawn = draw_uniform(tf.shape(views)[0], place, (), seed, 0, count, tf.int32)
     return tf.gather(views, drawn, batch_dims=1)
 
 

@@ -131,6 +131,29 @@ def test_a_resumed_run_sees_what_the_whole_run_sees(initial_step, cache):
         assert (labels.numpy() == expected_labels.numpy()).all()
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("alternating_flip", [False, True])
+def test_workers_see_together_what_one_alone_sees(cache, alternating_flip):
+    arguments = {"batch_size": 12, "epochs": 2, "seed": 3, "initial_step": 1}
+    arguments["alternating_flip"] = alternating_flip
+    arguments["augment"] = augmentation(shift=2, flip=True, cutout=4)
+    whole = list(training_batches(numbered_data(50, cache), **arguments))
+    data = numbered_data(50, cache)
+    parts = [list(training_batches(data, **arguments, part=(index, 3))) for index in range(3)]
+    assert parts[0][0][0].shape[0] == 4
+    for step, (images, labels) in enumerate(whole):
+        together = [np.concatenate(arrays) for arrays in zip(*(part[step] for part in parts), strict=True)]
+        assert (together[0] == images.numpy()).all()
+        assert (together[1] == labels.numpy()).all()
+    if cache == "none":  # each image is read once
+        assert data.source.reads == 12 * len(whole)
+
+
+def test_a_batch_that_cannot_be_divided_among_the_workers_is_refused():
+    with pytest.raises(UserError, match=r"batch_size must be a multiple of 3, the .* Received: batch_size=8"):
+        training_batches(numbered_data(50), 8, epochs=1, seed=0, augment=plain, part=(0, 3))
+
+
 def test_augmentation_differs_from_step_to_step():
     data = numbered_data(1)
     batches = training_batches(data, 1, epochs=40, seed=0, augment=augmentation(shift=1))

@@ -16,8 +16,8 @@ PACKAGE = "dynkhydra_tf"
 ORDER = """
 errors paper_numbers machine import_hooks quiet
 files tables fields registration meter flop_count photo_files answers
-settings caches predictions printed_answers
-flags applications averaging distribution
+settings caches predictions printed_answers tf_config
+flags applications averaging workers distribution
 cli gating routing losses heads targets optimisation
 backbones
 folding model_parts reports data
@@ -37,7 +37,7 @@ benchmark paper
 analysis
 __init__
 train export predict
-frontier demo
+launch frontier demo
 __main__
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}

@@ -1,7 +1,9 @@
 """Tests of the class means and of their cache."""
 
+import concurrent.futures
 import dataclasses
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from dynkhydra_tf.data import load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.partition import build_extractor
 from dynkhydra_tf.partition.class_means import class_means, default_cache_dir
+from dynkhydra_tf.workers import Workers
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 LITE0 = SHARED / "models" / "efficientnet_lite0_features.keras"
@@ -212,3 +215,76 @@ def test_lite0_on_cifar100(tmp_path):
     # One image of each class is enough to see that a maple tree is more like an oak tree than like a bus.
     maple, oak, bus = (means[data.class_names.index(name)] for name in ("maple_tree", "oak_tree", "bus"))
     assert np.linalg.norm(maple - oak) < np.linalg.norm(maple - bus)
+
+
+class ThreadedWorkers(Workers):
+    """One of several workers that are threads of this process."""
+
+    def __init__(self, index, count, barrier, told):
+        self.index, self.count, self._barrier, self._told = index, count, barrier, told
+
+    def add_up(self, array):
+        self._told[self.index] = array
+        self._barrier.wait(60)
+        total = np.sum([self._told[index] for index in range(self.count)], axis=0)
+        self._barrier.wait(60)
+        return total
+
+    def any(self, condition):
+        return bool(self.add_up(np.array(int(condition))))
+
+
+def together(count, work):
+    """What `work(workers)` returns on each of `count` workers."""
+    barrier, told = threading.Barrier(count), {}
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda index: work(ThreadedWorkers(index, count, barrier, told)), range(count)))
+
+
+@pytest.mark.parametrize("images_per_class", [None, 7])
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_workers_embed_their_parts_and_get_what_one_alone_gets(tmp_path, images_per_class, count):
+    data = load_data("digits")
+    alone = class_means(data, CountingExtractor(), tmp_path / "alone", images_per_class, 200, progress=False)
+    extractors = [CountingExtractor() for _ in range(count)]
+
+    def work(workers):
+        cache = tmp_path / str(workers.index)
+        return class_means(
+            data, extractors[workers.index], cache, images_per_class, 200, progress=False, workers=workers
+        )
+
+    for means in together(count, work):
+        np.testing.assert_allclose(means, alone, rtol=1e-12)
+    images = data.sizes["train"] if images_per_class is None else 10 * images_per_class
+    assert sum(extractor.images for extractor in extractors) == images
+    assert max(extractor.images for extractor in extractors) == -(-images // count)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "alone"] == ["0"]  # the chief's
+    # From the chief's cache, which alone is there.
+    for means in together(count, work):
+        np.testing.assert_allclose(means, alone, rtol=1e-12)
+    assert sum(extractor.images for extractor in extractors) == images
+
+
+def test_a_worker_without_an_image_takes_part(tmp_path):
+    data = load_data("digits")
+    alone = class_means(data, CountingExtractor(), tmp_path, 1, progress=False)
+    work = lambda workers: class_means(  # noqa: E731
+        data, CountingExtractor(), tmp_path / "w", 1, progress=False, workers=workers
+    )
+    for means in together(11, work):
+        np.testing.assert_allclose(means, alone, rtol=1e-12)
+
+
+class CountingExtractor:
+    """Gives the pixels of every fourth row and column; counts the images."""
+
+    name = identity = "pixels"
+    images = 0
+
+    def load(self):
+        pass
+
+    def __call__(self, images):
+        self.images += len(images)
+        return tf.cast(tf.reshape(images[:, ::4, ::4], (len(images), -1)), tf.float32)

@@ -5,6 +5,9 @@ CIFAR-100 and ours. Everything here is a function of the images and a seed: a ru
 resumed sees the same augmented images. B is the batch, S the side of the square images.
 """
 
+import functools
+from typing import Any
+
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
@@ -32,6 +35,8 @@ class Augmentation:
         images: (B,S,S,3), uint8 or floating, values 0..255; B need not be known statically.
         seed: (2,) integer; the same seed gives the same result for the same images.
         mirrored: (B,) bool, which images to mirror, in place of a draw; None to draw.
+        place: (first, whole), ints: the images are those from number `first` on of a batch of `whole` images,
+            and are augmented as they would be within it, but for RandAugment. None: they are all of it.
 
     Returns:
         (B,S,S,3), the dtype of `images`.
@@ -62,23 +67,48 @@ class Augmentation:
             self.cut_squares = SquareCutter(cutout) if cutout else None
             self.rand_augment = RandAugment(rand_augment) if rand_augment else None
 
-    def __call__(self, images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor | None = None) -> tf.Tensor:
+    def __call__(
+        self,
+        images: tf.Tensor,
+        seed: tf.Tensor,
+        mirrored: tf.Tensor | None = None,
+        place: tuple[int, int] | None = None,
+    ) -> tf.Tensor:
         """Augments a batch; see the class."""
-        count = tf.shape(images)[0]
+        draw = functools.partial(draw_uniform, tf.shape(images)[0], place)
         shift_seed, flip_seed, cutout_seed = tf.unstack(tf.random.split(seed, 3))
         if self.shift or self.flip or mirrored is not None:
-            offsets = tf.random.stateless_uniform(
-                (count, 2), shift_seed, -self.shift, self.shift + 1, tf.int32
-            )
+            offsets = draw((2,), shift_seed, -self.shift, self.shift + 1, tf.int32)
             if mirrored is None:
-                mirrored = tf.random.stateless_uniform((count,), flip_seed) < (0.5 if self.flip else 0.0)
+                mirrored = draw((), flip_seed) < (0.5 if self.flip else 0.0)
             images = move(images, offsets, mirrored, self.fill)
         if self.rand_augment:
-            images = self.rand_augment(images, tf.random.fold_in(seed, 3))  # the draws of the others stay
+            # Another number than of the draws above; its own draws are not divided, but others in each part.
+            images = self.rand_augment(images, tf.random.fold_in(seed, 3 + (place[0] if place else 0)))
         if self.cut_squares:
-            centers = tf.random.stateless_uniform((count, 2), cutout_seed, 0, self.image_size, tf.int32)
+            centers = draw((2,), cutout_seed, 0, self.image_size, tf.int32)
             images = self.cut_squares(images, centers, _color(self.fill, images.dtype))
         return images
+
+
+def draw_uniform(
+    count: tf.Tensor, place: tuple[int, int] | None, shape: tuple[int, ...], seed: tf.Tensor, *args: Any
+) -> tf.Tensor:
+    """Draws a tensor of `shape` for each of B images, the same for an image wherever its batch is divided.
+
+    Args:
+        count: () int, B.
+        place: as of `Augmentation`.
+        shape: of one image's.
+        seed, args: of `tf.random.stateless_uniform`.
+
+    Returns:
+        (B, *shape).
+    """
+    if place is None:
+        return tf.random.stateless_uniform((count, *shape), seed, *args)
+    first, whole = place
+    return tf.random.stateless_uniform((whole, *shape), seed, *args)[first : first + count]
 
 
 def make_augmentation(settings: AugmentationSettings, data: ImageData) -> Augmentation:

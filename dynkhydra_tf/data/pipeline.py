@@ -3,7 +3,7 @@
 A split that fits is decoded once and held in memory as uint8; of a larger one each image is read and decoded
 when its turn comes (`ImageData.in_memory`). Either way the order depends on nothing but the seed and the
 epoch, and the augmentation on nothing but the seed and the step: step s of a run sees the same images whether
-or not the run was interrupted before it.
+or not the run was interrupted before it, and however many workers they are divided among.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,7 @@ def training_batches(
     split: str = "train",
     alternating_flip: bool = False,
     mixup: float = 0.0,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """The batches of a training run, from step `initial_step` to the end of its last epoch.
 
@@ -58,31 +59,35 @@ def training_batches(
         batch_size: B, images in a batch.
         epochs: number of epochs of the whole run, each in an order of its own.
         seed: int, the seed of the run.
-        augment: callable (images (B,S,S,3) uint8, seed (2,) int) -> images, such as `Augmentation`.
+        augment: callable (images (B,S,S,3) uint8, seed (2,) int) -> images, such as `Augmentation`, whose
+            `place` it takes where a batch is divided.
         initial_step: steps already done; skipping them costs nothing.
         split: of `data`.
         alternating_flip: whether to tell `augment`, as a third argument, which images (B,) bool to mirror: in
             the first epoch about half of them, by a draw of the seed and each one's number in the split, then
             in turn those and the others, so that an image is seen from either side equally often.
         mixup: alpha of `mix`; 0 for none.
+        part: (index, count): of each batch only the images of worker `index` of `count`, as they are in the
+            whole batch; no others are read. Mixup and RandAugment alone are other draws then.
 
     Returns:
         `tf.data.Dataset` of (images (B,S,S,3) uint8, labels (B,) int32, or with mixup the targets of `mix`),
-        of known cardinality.
+        of known cardinality; where a batch is divided, B/count images.
 
     Raises:
-        UserError: B is under 1 or over the number of images.
+        UserError: B is under 1 or over the number of images, or cannot be divided by `count`.
     """
     steps = steps_per_epoch(data, batch_size, split)
+    mine = part_of_batch(batch_size, part)
     size = data.sizes[split]
     first_epoch = initial_step // steps
     order_seed, augment_seed = tf.unstack(tf.random.split(tf.constant([seed, 0], tf.int64), 2))
-    flip_seed, mix_seed = (tf.constant([seed, number], tf.int64) for number in (1, 2))
+    flip_seed, mix_seed = (tf.constant([seed, number], tf.int64) for number in (1, 2 + part[0]))
 
     def epoch_batches(epoch):
         """Batches of one epoch, without those that are done: (indices (B,), which to mirror (B,) bool)."""
         order = tf.random.experimental.stateless_shuffle(tf.range(size), tf.random.fold_in(order_seed, epoch))
-        indices = tf.reshape(order[: steps * batch_size], (steps, batch_size))
+        indices = tf.reshape(order[: steps * batch_size], (steps, batch_size))[:, mine]
         indices = indices[tf.maximum(initial_step - epoch * steps, 0) :]
         mirrored = tf.random.stateless_uniform((size,), flip_seed) < 0.5
         mirrored = tf.not_equal(mirrored, epoch % 2 == 1)
@@ -91,16 +96,33 @@ def training_batches(
     def augment_batch(step, batch):
         images, labels, mirrored = batch
         told = (mirrored,) if alternating_flip else ()
-        images = augment(images, tf.random.fold_in(augment_seed, step), *told)
+        place = {} if part == (0, 1) else {"place": (mine.start, batch_size)}
+        images = augment(images, tf.random.fold_in(augment_seed, step), *told, **place)
         return mix(images, labels, tf.random.fold_in(mix_seed, step), mixup) if mixup else (images, labels)
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
-    batches = _read(data, split, batches, batch_size)
+    batches = _read(data, split, batches, mine.stop - mine.start)
     last_step = max(epochs * steps, initial_step)
     batches = tf.data.Dataset.zip(tf.data.Dataset.range(initial_step, last_step), batches)
     batches = batches.apply(tf.data.experimental.assert_cardinality(last_step - initial_step))
     batches = batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def part_of_batch(batch_size: int, part: tuple[int, int]) -> slice:
+    """Which images of a batch are worker `index`'s of `count`, part = (index, count).
+
+    Raises:
+        UserError: they do not come out even.
+    """
+    index, count = part
+    if batch_size % count:
+        raise UserError(
+            f"batch_size must be a multiple of {count}, the number of workers, which take equal parts of it. "
+            f"Received: batch_size={batch_size}"
+        )
+    size = batch_size // count
+    return slice(index * size, (index + 1) * size)
 
 
 def evaluation_batches(data: ImageData, split: str, batch_size: int) -> tf.data.Dataset:

@@ -18,6 +18,7 @@ from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.meter import Meter
 from dynkhydra_tf.partition.extractors import Extractor
+from dynkhydra_tf.workers import ALONE, Workers
 
 
 def class_means(
@@ -27,6 +28,7 @@ def class_means(
     images_per_class: int | None = None,
     batch_size: int = 16,
     progress: bool = True,
+    workers: Workers = ALONE,
 ) -> np.ndarray:
     """The mean features of every class over the training images (paper: "Class partitioning").
 
@@ -37,7 +39,8 @@ def class_means(
     Args:
         data: has `name`, `class_names` (M str), `sizes` (split -> number of images),
             `examples("train")`, a tf.data.Dataset of (image (S, S, 3) uint8, label () int), and for an image
-            folder, whose name does not tell them, a `fingerprint` of the files.
+            folder, whose name does not tell them, a `fingerprint` of the files; for several workers also
+            `labels("train")` and `fetch("train")`.
         extractor: images (B, S, S, 3) uint8 -> features (B, F) float32, with `name` and `identity`.
         cache_dir: None: `default_cache_dir()`.
         images_per_class: use the first so many images of each class, or all it has where it has fewer;
@@ -47,6 +50,8 @@ def class_means(
         batch_size: images a call of the extractor, B. On CPUs, 16 take less time an image than 64, and with
             EfficientNet-B7 at 600x600 64 would take tens of GB.
         progress: whether to print a heading, and how far it is.
+        workers: who shares the work: each embeds a part of the images, and the chief has the cache. All get
+            the same bits.
 
     Returns:
         (M, F) float64.
@@ -59,10 +64,12 @@ def class_means(
         raise UserError(f"images_per_class must be at least 1, or None for all. Received {images_per_class}.")
     key = _cache_key(data, extractor, images_per_class)
     path = _cache_path(default_cache_dir() if cache_dir is None else cache_dir, data, extractor, key)
-    means = _read_cache(path, key)
-    if means is None:
-        extractor.load()
-        means = _compute(data, extractor, images_per_class, batch_size, progress)
+    means = _read_cache(path, key) if workers.is_chief else None
+    if workers.any(means is not None):
+        return _shared(means, workers)
+    extractor.load()
+    means = _compute(data, extractor, images_per_class, batch_size, progress and workers.is_chief, workers)
+    if workers.is_chief:
         write_cache(path, lambda beside: np.savez(beside, key=key, class_means=means))
     return means
 
@@ -72,16 +79,25 @@ def default_cache_dir() -> pathlib.Path:
     return user_cache_dir("class_means")
 
 
-def _compute(data, extractor, images_per_class, batch_size, progress):
+def _shared(means, workers):
+    """The chief's class means on all workers."""
+    shape = workers.add_up(np.array(means.shape if workers.is_chief else (0, 0)))
+    return workers.add_up(means if workers.is_chief else np.zeros(shape))
+
+
+def _compute(data, extractor, images_per_class, batch_size, progress, workers):
     num_classes = len(data.class_names)
-    examples, num_images = data.examples("train"), data.sizes["train"]
-    if images_per_class is not None:
-        examples = _first_of_each_class(examples, num_classes, images_per_class)
-        num_images = min(num_images, num_classes * images_per_class)
+    if workers.count > 1:
+        examples, num_images = _part_of_examples(data, images_per_class, workers)
+    else:
+        examples, num_images = data.examples("train"), data.sizes["train"]
+        if images_per_class is not None:
+            examples = _first_of_each_class(examples, num_classes, images_per_class)
+            num_images = min(num_images, num_classes * images_per_class)
     if progress:
         print(f"Class means of {data.name}, {num_images} images, features by {extractor.name}", flush=True)
     # float64: a float32 sum over many images would lose digits.
-    sums, counts, seen = 0.0, np.zeros(num_classes, dtype=np.int64), 0
+    sums, counts, seen = np.zeros((num_classes, 1)), np.zeros(num_classes, dtype=np.int64), 0
     with Meter("class means", num_images, "image") as meter:
         for images, labels in examples.batch(batch_size).prefetch(tf.data.AUTOTUNE):
             features = np.asarray(extractor(images), dtype=np.float64)
@@ -91,6 +107,10 @@ def _compute(data, extractor, images_per_class, batch_size, progress):
             seen += len(features)
             if progress:
                 meter.update(min(seen, num_images))
+    # A worker without an image does not know F.
+    features = workers.add_up(np.eye(workers.count, dtype=np.int64)[workers.index] * sums.shape[1]).max()
+    sums = workers.add_up(np.broadcast_to(sums, (num_classes, features)).copy())
+    counts = workers.add_up(counts)
     if not counts.all():
         empty = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
         raise UserError(
@@ -103,6 +123,19 @@ def _compute(data, extractor, images_per_class, batch_size, progress):
             "damaged, or not for this network. Choose others."
         )
     return sums / counts[:, np.newaxis]
+
+
+def _part_of_examples(data, images_per_class, workers):
+    """The examples that this worker embeds, and how many; no others are read."""
+    indices = np.arange(data.sizes["train"])
+    if images_per_class is not None:
+        labels = data.labels("train")
+        places = (np.flatnonzero(labels == number) for number in range(len(data.class_names)))
+        indices = np.concatenate([each[:images_per_class] for each in places])
+    indices = indices[workers.index :: workers.count]
+    examples = tf.data.Dataset.from_tensor_slices(indices)
+    fetch = data.fetch("train")
+    return examples.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True), len(indices)
 
 
 def _first_of_each_class(examples: tf.data.Dataset, num_classes: int, count: int) -> tf.data.Dataset:

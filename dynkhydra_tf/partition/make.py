@@ -8,6 +8,7 @@ from dynkhydra_tf.partition import strategies
 from dynkhydra_tf.partition.artefact import ClassPartition
 from dynkhydra_tf.partition.class_means import class_means
 from dynkhydra_tf.partition.extractors import IMAGENET, build_extractor
+from dynkhydra_tf.workers import ALONE, Workers
 
 STRATEGIES = ("cluster_balance", "cluster_optimal", "random", "semantic", "file")
 
@@ -23,6 +24,7 @@ def make_partition(
     cache_dir: str | os.PathLike | None = None,
     images_per_class: int | None = None,
     progress: bool = True,
+    workers: Workers = ALONE,
 ) -> ClassPartition:
     """Divides the classes of a data set among the branches (paper: "Class partitioning", Algorithm 2).
 
@@ -44,6 +46,7 @@ def make_partition(
         cache_dir: for the cluster strategies, where class means are kept, see `class_means`.
         images_per_class: for the cluster strategies, see `class_means`.
         progress: whether to print a progress bar where class means are computed.
+        workers: for the cluster strategies, see `class_means`.
 
     Returns:
         The partition. For "file" its strategy, extractor and seed are those that the file tells.
@@ -68,7 +71,7 @@ def make_partition(
         clusters, seed = strategies.semantic(data.coarse_of_class, num_branches), None
     else:
         extractor = build_extractor(feature_extractor, feature_weights)
-        means = class_means(data, extractor, cache_dir, images_per_class, progress=progress)
+        means = class_means(data, extractor, cache_dir, images_per_class, progress=progress, workers=workers)
         clusters = getattr(strategies, strategy)(means, num_branches, seed)
         extractor_name = extractor.name
     return ClassPartition(
