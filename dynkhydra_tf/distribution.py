@@ -25,15 +25,10 @@ STRATEGIES = ("none", "mirrored", "workers")
 
 
 def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
-    """Returns the strategy of a `--distribute`; None for "none".
-
-    "workers" must come before anything that TensorFlow computes; TF_CONFIG tells it of the other processes.
-    """
+    """Returns the strategy of a `--distribute` of one process, None for "none"; workers bring their own."""
     if distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return _mirrored(tuple(device.name for device in devices))
-    if distribute == "workers":
-        return tf.distribute.MultiWorkerMirroredStrategy()
     return None
 
 
@@ -50,16 +45,6 @@ def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContext
 def scope_of(model: keras.Model) -> contextlib.AbstractContextManager:
     """Returns the `scope` of the strategy that a model was made for."""
     return scope(model._distribute_strategy)
-
-
-def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
-    """Whether this process writes; of several, one does."""
-    resolver = None if strategy is None else strategy.cluster_resolver
-    if resolver is None or not resolver.cluster_spec().as_dict():
-        return True
-    if resolver.task_type in ("chief", "master"):
-        return True
-    return not resolver.cluster_spec().as_dict().get("chief") and resolver.task_id == 0
 
 
 def set_sync_batch_norm(strategy: tf.distribute.Strategy | None, wanted: bool) -> None:
@@ -80,6 +65,24 @@ def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy | None) -
             f"batch_size is shared equally by {replicas} devices and must be a multiple of {replicas}. "
             f"Received: batch_size={batch_size}"
         )
+
+
+def dealt(batches: tf.data.Dataset, model: keras.Model, parts: int) -> Any:
+    """Returns a worker's part of the batches as `fit` takes them, dealt to its devices; not divided again.
+
+    Args:
+        batches: the part of each batch that is this worker's.
+        model: what is to be trained.
+        parts: among how many workers a batch is divided; where it is 1, `fit` deals.
+    """
+    if parts == 1:
+        return batches
+    strategy = model._distribute_strategy
+    devices = strategy.num_replicas_in_sync // parts
+    if devices > 1:
+        size = batches.element_spec[0].shape[0]
+        batches = batches.rebatch(size // devices)
+    return strategy.distribute_datasets_from_function(lambda context: batches)
 
 
 def each_batch(

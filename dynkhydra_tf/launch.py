@@ -53,7 +53,12 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
     command = [sys.executable, *TRAIN, *train_flags]
     with free_addresses(options.workers) as addresses:
         environments = [
-            {**os.environ, VARIABLE: write_config(addresses, index), **thread_settings(threads)}
+            {
+                **os.environ,
+                VARIABLE: write_config(addresses, index),
+                "PYTHONHASHSEED": "0",  # else each would set it and begin anew
+                **thread_settings(threads),
+            }
             for index in range(options.workers)
         ]
     status = run_together([(f"worker {index}", command, each) for index, each in enumerate(environments)])

@@ -599,6 +599,9 @@ class DistributionSettings(Checked):
         "shares of a few images. Then all branches run on all devices, each layer waiting for the others.",
         role=Role.RECIPE,
     )
+    wait_for_workers: float = setting(
+        600.0, "Seconds that a worker waits for the others to come.", role=Role.PLACE, above=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,12 @@ class Stage(NamedTuple):
 
 
 def stages(
-    settings: Settings, model: ImageClassifier, data: ImageData, steps: int, done: int
+    settings: Settings,
+    model: ImageClassifier,
+    data: ImageData,
+    steps: int,
+    done: int,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Stage]:
     """Yields what is left of a training, stage by stage; the model is made ready for each as it comes.
 
@@ -45,6 +50,7 @@ def stages(
         data: the images.
         steps: of an epoch.
         done: steps done.
+        part: (index, count), which worker's part of each batch; see `training_batches`.
 
     Raises:
         UserError: from `cached_maps`, or of the augmentation.
@@ -53,13 +59,13 @@ def stages(
     frozen = network.frozen_epochs or epochs
     if done < frozen * steps or frozen == epochs:
         make = _on_maps if network.trains_on_maps else _on_images
-        yield make(settings, model, data, frozen, done)
+        yield make(settings, model, data, frozen, done, part)
         done = frozen * steps
     if frozen < epochs:
         if model.frozen_part():
             with scope_of(model):
                 unfreeze(model, make_optimizer(settings.optimisation, steps, frozen))
-        yield _on_images(settings, model, data, epochs, done)
+        yield _on_images(settings, model, data, epochs, done, part)
 
 
 def evaluation_batch_size(image_size: int) -> int:
@@ -92,14 +98,14 @@ def watched_split(data: ImageData) -> str:
     return "validation" if data.sizes["validation"] else "test"
 
 
-def _on_images(settings, model, data, end, done):
+def _on_images(settings, model, data, end, done, part):
     how = settings.augmentation
-    batches = _batches(settings, data, end, done, make_augmentation(how, data), how.mixup)
+    batches = _batches(settings, data, end, done, part, make_augmentation(how, data), how.mixup)
     watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
     return Stage(batches, watched, end, done)
 
 
-def _on_maps(settings, model, data, end, done):
+def _on_maps(settings, model, data, end, done, part):
     flip = has_mirror_images(settings.augmentation, data)
     augment = functools.partial(make_augmentation, settings.augmentation, data)
     views = Views(settings.network.cached_views, flip, str(settings.augmentation), augment)
@@ -107,11 +113,11 @@ def _on_maps(settings, model, data, end, done):
     if settings.augmentation.changes_images and settings.network.frozen_epochs:
         print(f"--rand_augment and --mixup begin after epoch {end}: until then there are maps", flush=True)
     maps = cached_maps(model, data, wanted, settings.place.cache_dir)
-    batches = _batches(settings, maps, end, done, draw_view)
+    batches = _batches(settings, maps, end, done, part, draw_view)
     return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done)
 
 
-def _batches(settings, data, end, done, augment, mixup=0.0):
+def _batches(settings, data, end, done, part, augment, mixup=0.0):
     how = settings.optimisation
     batches = training_batches(
         data,
@@ -122,6 +128,7 @@ def _batches(settings, data, end, done, augment, mixup=0.0):
         initial_step=done,
         alternating_flip=settings.augmentation.alternating_flip,
         mixup=mixup,
+        part=part,
     )
     if how.class_weights == "none":
         return batches

@@ -12,9 +12,10 @@ import statistics
 from typing import Any
 
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.runs import FinishedRun, RunDirectory, RunFile
+from dynkhydra_tf.runs import FinishedRun, RunDirectory, RunFile, open_run
 from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.tables import table
+from dynkhydra_tf.workers import ALONE, Workers, open_workers
 
 
 def main(settings: Settings) -> None:
@@ -24,19 +25,22 @@ def main(settings: Settings) -> None:
 
         print(cut_list(settings))
         return
-    with RunDirectory.open(settings) as run:
-        if run.finished:
-            more = settings.optimisation.schedule == "piecewise"
-            print(
-                f"{run.path} is finished, with --epochs={settings.optimisation.epochs}. "
-                f"{'More of them go on from here, --overwrite' if more else '--overwrite'} starts anew."
-            )
-        else:
-            train(settings, run)
-    tell(FinishedRun.open(run.path))
+    how = settings.distribution
+    with open_workers(how.distribute, how.wait_for_workers) as workers:
+        with open_run(settings, workers) as run:
+            if run.finished:
+                more = settings.optimisation.schedule == "piecewise"
+                print(
+                    f"{run.path} is finished, with --epochs={settings.optimisation.epochs}. "
+                    f"{'More of them go on from here, --overwrite' if more else '--overwrite'} starts anew."
+                )
+            else:
+                train(settings, run, workers)
+        if workers.is_chief:
+            tell(FinishedRun.open(run.path))
 
 
-def train(settings: Settings, run: RunDirectory) -> None:
+def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> None:
     """Runs one training from settings to results."""
     # Only now: to see the help, a wrong flag or the results of a finished run takes no more than a moment.
     import keras
@@ -45,6 +49,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
 
     from dynkhydra_tf import distribution
     from dynkhydra_tf.accuracy import evaluate, evaluate_plain
+    from dynkhydra_tf.agreement import facts_of, state_of
     from dynkhydra_tf.averaging import build_optimizer, end_averages
     from dynkhydra_tf.backbones import open_backbone
     from dynkhydra_tf.costs import hydra_costs, inference_flops, inference_parameters, plain_costs
@@ -66,7 +71,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
     from dynkhydra_tf.training import fit
     from dynkhydra_tf.upcycling import open_source
 
-    strategy = distribution.open_strategy(settings.distribution.distribute)  # before TensorFlow computes
+    strategy = workers.strategy or distribution.open_strategy(settings.distribution.distribute)
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
     if settings.data.dataset == "folder":
@@ -95,6 +100,8 @@ def train(settings: Settings, run: RunDirectory) -> None:
     distribution.set_sync_batch_norm(strategy, settings.distribution.sync_batch_norm)
     steps = steps_per_epoch(data, optimisation.batch_size)
     check_augmentation(settings.augmentation, data)
+    if workers.count > 1:
+        workers.agree(facts_of(settings, data))
     with distribution.scope(strategy):
         optimizer = make_optimizer(optimisation, steps)
 
@@ -113,6 +120,7 @@ def train(settings: Settings, run: RunDirectory) -> None:
             partition_file=how.partition_file,
             cache_dir=settings.place.cache_dir,
             images_per_class=how.feature_images_per_class or None,
+            workers=workers,
         )
 
     # === Model: the last checkpoint's, or a new one ===
@@ -164,7 +172,9 @@ def train(settings: Settings, run: RunDirectory) -> None:
             )
 
     # === Train: on images, or on the maps of what is frozen ===
-    to_come = stages(settings, model, data, steps, done)
+    if workers.count > 1:
+        workers.agree(state_of(model))
+    to_come = stages(settings, model, data, steps, done, (workers.index, workers.count))
     first = next(to_come)
     if run.continued:
         run.go_on(done)
@@ -180,10 +190,12 @@ def train(settings: Settings, run: RunDirectory) -> None:
             watched = teacher.beside_validation(watched)
         patience, every = optimisation.early_stopping, optimisation.evaluate_every
         span = stage.end, steps, stage.done
-        fit(model, run, batches, watched, *span, patience=patience, evaluate_every=every)
+        fit(model, run, batches, watched, *span, patience=patience, evaluate_every=every, workers=workers)
     if optimisation.early_stopping:
         with distribution.scope(strategy):
             model = run.load_best()
+    if not workers.is_chief:
+        return
     end_averages(model)
     run.save_model(model)
 

@@ -10,9 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.averaging import swap_averages
+from dynkhydra_tf.distribution import dealt
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.progress import Progress
 from dynkhydra_tf.runs import RunDirectory
+from dynkhydra_tf.workers import ALONE, Workers
 
 
 class RunLog(keras.callbacks.Callback):
@@ -75,16 +77,17 @@ class StopOnSignal(keras.callbacks.Callback):
     """On SIGTERM or SIGINT: saves a checkpoint after the batch in hand and leaves with 128 + signal.
 
     During validation it lets the epoch end first, so that its row is not lost. It listens while it is
-    entered as a context manager.
+    entered as a context manager. Of several workers all leave after the same batch.
 
     Args:
         run: `RunDirectory`.
+        workers: who else may get a signal.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, workers: Workers = ALONE) -> None:
         super().__init__()
-        self.run = run
-        self.received = None
+        self.run, self.workers = run, workers
+        self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopOnSignal":
         """Takes over the two signals."""
@@ -105,14 +108,20 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves and leaves, if told to; after the last batch of an epoch, validation comes first."""
-        if self.received and batch + 1 < self.params["steps"]:
+        if self._is_told() and batch + 1 < self.params["steps"]:
             self.run.save_checkpoint(self.model)
             self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Leaves, if told to; `RunLog` has saved."""
-        if self.received:
+        if self._is_told():
             self._leave()
+
+    def _is_told(self):
+        """Whether a signal has come, to this worker or to another one."""
+        if self.workers.any(self.received is not None) and not self.received:
+            self.received = signal.SIGTERM
+        return self.received
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number)  # no print: the signal may have come within another one
@@ -169,13 +178,14 @@ def fit(
     verbose: bool = True,
     patience: int = 0,
     evaluate_every: int = 1,
+    workers: Workers = ALONE,
 ) -> None:
     """Trains a compiled model from step `done` to the end of the last epoch.
 
     Args:
         model: compiled Keras model whose step reports `loss` and `top1`.
         run: `RunDirectory`.
-        batches: `tf.data.Dataset` of all batches from step `done` on.
+        batches: `tf.data.Dataset` of all batches from step `done` on; of several workers, its part of each.
         validation: `tf.data.Dataset` to evaluate.
         epochs, steps_per_epoch: ints.
         done: int, steps done; within an epoch, that epoch's remaining steps come first, and its row
@@ -183,6 +193,7 @@ def fit(
         verbose: bool, whether to tell how it goes.
         patience: int, see `EarlyStopping`.
         evaluate_every: int, after how many epochs; the last one is evaluated always.
+        workers: who trains it together; the chief keeps the log and tells how it goes.
 
     Raises:
         UserError: the loss is not finite.
@@ -195,18 +206,15 @@ def fit(
     evaluated = [
         number for number in range(1, epochs + 1) if number % evaluate_every == 0 or number == epochs
     ]
-    with StopOnSignal(run) as stop, Progress(epochs, steps_per_epoch) as progress:
-        callbacks = [
-            ValidateAverages(),
-            RunLog(run),
-            keras.callbacks.TensorBoard(run.logs, write_graph=False),
-            stop,
-        ]
-        callbacks += [*([progress] if verbose else []), early]
+    with StopOnSignal(run, workers) as stop, Progress(epochs, steps_per_epoch) as progress:
+        callbacks = [ValidateAverages(), RunLog(run)]
+        if workers.is_chief:
+            callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
+        callbacks += [stop, *([progress] if verbose and workers.is_chief else []), early]
         for first, end, steps in stretches:
             if first < end and not early.is_over:
                 model.fit(
-                    batches,
+                    dealt(batches, model, workers.count),
                     initial_epoch=first,
                     epochs=end,
                     steps_per_epoch=steps,

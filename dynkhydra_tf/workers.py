@@ -4,6 +4,7 @@ The steps' own sums are `tf.distribute`'s, and so is every message here: it trav
 TensorFlow is loaded only where there are several.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.tf_config import Cluster, port_of
+from dynkhydra_tf.tf_config import Cluster, port_of, read_cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 CHUNK = 2**22  # bytes in a message of `share`
+SECONDS_OF_SILENCE = 30  # after which TensorFlow takes a worker for lost
 SECONDS_TO_START = 60  # for TensorFlow's servers, once all workers are there
 # Waits for the end of stdin, and ends a process where that takes too long.
 GUARD = """
@@ -98,8 +100,12 @@ class SeveralWorkers(Workers):
             b""
         )  # TensorFlow numbers the sums as they are traced: on each worker this is the first
 
-    @functools.cached_property
-    def _sum(self):
+    def _sum(self, array):
+        return self._function(array.shape, array.dtype)(array)
+
+    @functools.cache  # noqa: B019 - as long as the process
+    def _function(self, shape, dtype):
+        """Sums up arrays of one shape and type."""
         import tensorflow as tf
 
         local = self.strategy.num_replicas_in_sync // self.count
@@ -110,11 +116,12 @@ class SeveralWorkers(Workers):
                 value = tf.where(context.replica_id_in_sync_group % local == 0, value, tf.zeros_like(value))
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
-        @tf.function(autograph=False)
+        @tf.function(input_signature=[tf.TensorSpec(shape, dtype)], autograph=False)
         def total(value):
-            return self.strategy.run(add, args=(value,))
+            return self.strategy.experimental_local_results(self.strategy.run(add, args=(value,)))[0]
 
-        return lambda array: self.strategy.experimental_local_results(total(tf.constant(array)))[0].numpy()
+        traced = total.get_concrete_function()
+        return lambda array: traced(tf.constant(array)).numpy()
 
     def add_up(self, array: np.ndarray) -> np.ndarray:
         """As of one."""
@@ -189,6 +196,35 @@ def _numbers(data):
 
 
 @contextlib.contextmanager
+def open_workers(distribute: str, seconds: float) -> Iterator[Workers]:
+    """Yields the workers of a command: `ALONE`, but with --distribute=workers those of TF_CONFIG.
+
+    Begins the process anew where PYTHONHASHSEED is not set: TensorFlow numbers the sums of a step as it meets
+    them, and with another seed the sets of Python have another order.
+
+    Args:
+        distribute: of the settings.
+        seconds: how long to wait for the others.
+
+    Raises:
+        UserError, SystemExit: of `meet`; TF_CONFIG is not what it should be.
+    """
+    if distribute != "workers":
+        yield ALONE
+        return
+    cluster = read_cluster(os.environ)
+    if os.environ.get("PYTHONHASHSEED", "random") == "random":
+        sys.stdout.flush()
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, "PYTHONHASHSEED": "0"})
+    with meet(cluster, seconds) as workers, contextlib.ExitStack() as silent:
+        if not workers.is_chief:  # what they do is alike; what goes wrong is told on stderr
+            nowhere = silent.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silent.enter_context(contextlib.redirect_stdout(nowhere))
+        yield workers
+
+
+@contextlib.contextmanager
 def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
     """Waits until all workers are there and yields what they train with; to come before TensorFlow computes.
 
@@ -206,6 +242,7 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
     wait_for_all(cluster, seconds)
     before = signal.getsignal(signal.SIGTERM)
     with _guard(f"error: a worker came and did not start within {SECONDS_TO_START} s: see what it tells"):
+        _configure(cluster)
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     signal.signal(signal.SIGTERM, before)  # TensorFlow takes it, and does not end
     workers = SeveralWorkers(cluster, strategy)
@@ -255,13 +292,35 @@ def _is_there(address):
     return True
 
 
+def _configure(cluster):
+    """As `MultiWorkerMirroredStrategy` would do it, and with another time after which a worker is lost.
+
+    TensorFlow's own, 10 s, is short where processors are shared or a machine is paused.
+    """
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    jobs = collections.Counter(name.partition(" ")[0] for name in cluster.names)
+    listed = [
+        coordination_config_pb2.CoordinatedJob(name=name, num_tasks=count) for name, count in jobs.items()
+    ]
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:{}/replica:0/task:{}".format(*cluster.names[0].split()),
+        heartbeat_timeout_in_ms=1000 * SECONDS_OF_SILENCE,
+        coordinated_jobs=listed,
+    )
+
+
 def _lost_text(cluster, error):
     found = re.search(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", error)
     named = f"{found[1]} {found[2]}" if found else ""
     who = cluster.describe(cluster.names.index(named)) if named in cluster.names else "another worker"
+    reason = re.search(r"aborted by: ([^\n]*)|([^\n]*)", error)
+    reason = next(filter(None, reason.groups()), "no reason given")
     return (
-        f"Lost the connection to {who}. What the run saved is safe: the same command on all workers, without "
-        "--overwrite, goes on from its last checkpoint"
+        f"Lost the connection to {who} ({reason}). What the run saved is safe: the same command on all "
+        "workers, without --overwrite, goes on from its last checkpoint"
     )
 
 

@@ -21,7 +21,7 @@ flags applications averaging workers distribution
 cli gating routing losses heads targets optimisation
 backbones
 folding model_parts reports data
-classification sizing
+classification sizing agreement
 image_classifier
 hydra plain
 frozen_maps unfreezing

@@ -21,6 +21,7 @@ from dynkhydra_tf.runs.directory import RunDirectory
 from dynkhydra_tf.runs.finished import FinishedRun, open_trained, run_of, run_state
 from dynkhydra_tf.runs.layout import EvaluationFile, RunFile
 from dynkhydra_tf.runs.networks import check_network, load_network
+from dynkhydra_tf.runs.shared import open_run
 
 __all__ = [
     "EvaluationFile",
@@ -29,6 +30,7 @@ __all__ = [
     "RunFile",
     "check_network",
     "load_network",
+    "open_run",
     "open_trained",
     "run_of",
     "run_state",
