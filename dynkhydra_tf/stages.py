@@ -100,7 +100,7 @@ def watched_split(data: ImageData) -> str:
 
 def _on_images(settings, model, data, end, done, part):
     how = settings.augmentation
-    batches = _batches(settings, data, end, done, part, make_augmentation(how, data), how.mixup)
+    batches = _batches(settings, data, end, done, make_augmentation(how, data), how.mixup, part)
     watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
     return Stage(batches, watched, end, done)
 
@@ -113,11 +113,11 @@ def _on_maps(settings, model, data, end, done, part):
     if settings.augmentation.changes_images and settings.network.frozen_epochs:
         print(f"--rand_augment and --mixup begin after epoch {end}: until then there are maps", flush=True)
     maps = cached_maps(model, data, wanted, settings.place.cache_dir)
-    batches = _batches(settings, maps, end, done, part, draw_view)
+    batches = _batches(settings, maps, end, done, draw_view, part=part)
     return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done)
 
 
-def _batches(settings, data, end, done, part, augment, mixup=0.0):
+def _batches(settings, data, end, done, augment, mixup=0.0, part=(0, 1)):
     how = settings.optimisation
     batches = training_batches(
         data,

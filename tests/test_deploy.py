@@ -1,11 +1,14 @@
 """The files of deploy/: they name what export.py writes, and KServe's classes know every field."""
 
+import json
 import re
 import subprocess
 
 import pytest
 
+from dynkhydra_tf.flags import parse
 from dynkhydra_tf.serving.server_files import write_server_files
+from dynkhydra_tf.workers import LOST
 from tests import kserve_server
 from tests.conftest import ROOT
 
@@ -61,3 +64,15 @@ def test_the_compose_file_names_what_an_export_has(tmp_path):
     for flag, file in named:  # each of them says which flag it is for
         assert f"--{flag}=/models/digits/{file}" in (tmp_path / file).read_text().splitlines()[0]
     assert 'base_path: "/models/digits"' in (tmp_path / "models.config").read_text()
+
+
+def test_the_training_job_runs_a_command_of_this_version():
+    text = (ROOT / "deploy" / "tfjob.yaml").read_text()
+    command = re.search(r"command: (\[.*\])", text)[1]
+    assert json.loads(command) == ["python", "-m", "dynkhydra_tf.train"]
+    settings = parse(re.findall(r"^ +- (--\S+)$", text, flags=re.M))
+    assert settings.distribution.distribute == "workers"
+    assert settings.run_dir.startswith(re.search(r"name: runs\n +mountPath: (\S+)", text)[1])
+    assert settings.data.data_dir == re.search(r"name: data\n +mountPath: (\S+)", text)[1]
+    assert settings.optimisation.batch_size % int(re.search(r"replicas: (\d+)", text)[1]) == 0
+    assert str(LOST) in text

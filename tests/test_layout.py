@@ -31,13 +31,13 @@ runs progress figures
 training upcycling distillation
 costs
 accuracy
-evaluation cut_list
+evaluation cut_list launch
 serving
 benchmark paper
 analysis
 __init__
 train export predict
-launch frontier demo
+frontier demo
 __main__
 """
 LEVELS = {name: level for level, line in enumerate(ORDER.split("\n")) for name in line.split()}
