@@ -119,9 +119,11 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def _is_told(self):
         """Whether a signal has come, to this worker or to another one."""
-        if self.workers.any(self.received is not None) and not self.received:
-            self.received = signal.SIGTERM
-        return self.received
+        # Nothing else: one that comes to this worker after the question is for the next time.
+        if not self.workers.any(self.received is not None):
+            return False
+        self.received = self.received or signal.SIGTERM
+        return True
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number)  # no print: the signal may have come within another one

@@ -96,9 +96,8 @@ class SeveralWorkers(Workers):
         self.cluster, self.strategy = cluster, strategy
         self.index, self.count = cluster.index, cluster.size
         self.agreed = False
-        self._exchange(
-            b""
-        )  # TensorFlow numbers the sums as they are traced: on each worker this is the first
+        # TensorFlow numbers the sums as they are traced: on each worker this is the first, whatever comes next.
+        self._exchange(b"")
 
     def _sum(self, array):
         return self._function(array.shape, array.dtype)(array)
@@ -241,17 +240,18 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
 
     wait_for_all(cluster, seconds)
     before = signal.getsignal(signal.SIGTERM)
-    with _guard(f"error: a worker came and did not start within {SECONDS_TO_START} s: see what it tells"):
-        _configure(cluster)
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    signal.signal(signal.SIGTERM, before)  # TensorFlow takes it, and does not end
-    workers = SeveralWorkers(cluster, strategy)
+    workers = None
     lost = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
     lost += (tf.errors.CancelledError, tf.errors.FailedPreconditionError, tf.errors.InternalError)
     try:
+        with _guard(f"error: a worker came and did not start within {SECONDS_TO_START} s: see what it tells"):
+            _configure(cluster)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        signal.signal(signal.SIGTERM, before)  # TensorFlow takes it, and does not end
+        workers = SeveralWorkers(cluster, strategy)
         yield workers
     except UserError as error:
-        if not (workers.agreed or isinstance(error, _ToldUserError)):
+        if workers and not (workers.agreed or isinstance(error, _ToldUserError)):
             with contextlib.suppress(*lost):
                 workers.fail(str(error))
         raise
