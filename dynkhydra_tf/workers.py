@@ -96,7 +96,7 @@ class SeveralWorkers(Workers):
         self.cluster, self.strategy = cluster, strategy
         self.index, self.count = cluster.index, cluster.size
         self.agreed = False
-        # TensorFlow numbers the sums as they are traced: on each worker this is the first, whatever comes next.
+        # TensorFlow numbers the sums as they are traced: this one is the first on each worker.
         self._exchange(b"")
 
     def _sum(self, array):

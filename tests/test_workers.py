@@ -126,7 +126,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_another_number_goes_o
         assert crew.ended() == [128 + signal.SIGTERM] * 2, crew.told()
         told, silent = crew.told()
         assert "SIGTERM: saved in" in told
-        assert silent == ""
+        assert "SIGTERM: saved in" not in silent
         steps = sorted(int(path.stem.removeprefix("step-")) for path in crew.run.checkpoints_written())
         assert STEPS < steps[-1] < 2 * STEPS  # within the second epoch
     with Crew(tmp_path, 3, epochs=3) as crew:
