@@ -70,7 +70,7 @@ def last_learning_rate(optimizer: keras.Optimizer) -> float:
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return float(rate(optimizer.iterations - 1))
-    return float(optimizer.learning_rate)
+    return float(optimizer.learning_rate.numpy())
 
 
 class StopOnSignal(keras.callbacks.Callback):
