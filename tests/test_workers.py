@@ -1,7 +1,6 @@
 """Several workers on real processes, on the loopback; and what needs no other process."""
 
 import os
-import random
 import re
 import signal
 import socket
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import pytest
 
@@ -17,7 +15,7 @@ from dynkhydra_tf import launch
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.runs.layout import RunLayout
 from dynkhydra_tf.tf_config import Cluster, write_config
-from dynkhydra_tf.workers import ALONE, LOST, open_workers, wait_for_all
+from dynkhydra_tf.workers import ALONE, open_workers, wait_for_all
 from tests.conftest import ROOT
 
 STEPS = 4  # in an epoch of worker_process.py
@@ -71,51 +69,6 @@ class Crew:
     def told(self):
         """What each has printed."""
         return [output.read_text() for output in self.outputs]
-
-
-def numbers_of(rows):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def assert_same_rows(rows, expected):
-    assert [(row["epoch"], row["step"]) for row in rows] == [(row["epoch"], row["step"]) for row in expected]
-    for row, other in zip(numbers_of(rows), numbers_of(expected), strict=True):
-        assert row == pytest.approx(other, rel=1e-6, abs=1e-6)
-
-
-def kill_at_random(place, count, epochs, kills, seed, longest):
-    """Trains to the end, so many random workers killed at random moments; the run, and kills left over."""
-    drawn = random.Random(seed)
-    left = kills
-    while True:
-        with Crew(place, count, epochs, seconds=0.1) as crew:
-            if left:
-                time.sleep(drawn.uniform(0, longest))
-                victim = drawn.choice(crew.processes)
-                if victim.poll() is None:
-                    victim.kill()
-                    left -= 1
-            begun = time.monotonic()
-            statuses = crew.ended()
-            if not any(statuses):
-                return crew.run, left
-            assert time.monotonic() - begun < 60, crew.told()
-            for status, told in zip(statuses, crew.told(), strict=True):
-                errors = [line for line in told.splitlines() if line.startswith("error: ")]
-                assert status == -signal.SIGKILL or (status == LOST and len(errors) == 1), crew.told()
-
-
-@pytest.mark.slow
-def test_workers_killed_at_random_lose_nothing(tmp_path):
-    with Crew(tmp_path / "whole", 2, epochs=6) as whole:
-        assert whole.ended() == [0, 0], whole.told()
-    assert not (tmp_path / "whole" / "1").exists()  # the chief alone writes
-    run, left = kill_at_random(tmp_path / "killed", 2, 6, kills=3, seed=0, longest=12)
-    assert left == 0
-    assert_same_rows(run.metric_rows(), whole.run.metric_rows())
-    model, expected = (keras.saving.load_model(place.path / "model.keras") for place in (run, whole.run))
-    for mine, theirs in zip(model.weights, expected.weights, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6, err_msg=mine.path)
 
 
 @pytest.mark.slow
