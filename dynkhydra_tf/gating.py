@@ -4,11 +4,31 @@ Axis letters: B batch, N branches (nb), M classes.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 COMBINATIONS = ("sum", "gate_weighted")
+
+
+class Ranking(NamedTuple):
+    """The best branches of each image, the best first. K: of them, at most N.
+
+    Attributes:
+        probability: (B, K) floats.
+        branch: (B, K) int32.
+        kept: (B, K) bool, those that the image uses: the first ones of a row.
+    """
+
+    probability: tf.Tensor
+    branch: tf.Tensor
+    kept: tf.Tensor
+
+    def selected(self, num_branches: int) -> tf.Tensor:
+        """Returns which of the N branches each image uses: (B, N) bool."""
+        of_rank = tf.expand_dims(self.branch, 2) == tf.range(num_branches)
+        return tf.reduce_any(of_rank & tf.expand_dims(self.kept, 2), axis=1)
 
 
 def select_branches(gate_probabilities: tf.Tensor, top_k: int, tau: float | tf.Tensor) -> tf.Tensor:
@@ -21,19 +41,21 @@ def select_branches(gate_probabilities: tf.Tensor, top_k: int, tau: float | tf.T
     Args:
         gate_probabilities: (B, N) floats, the softmax of the gater.
         top_k: int, K, most branches of an image. At least 1; above N it means N.
-        tau: float, scalar or (B,): a branch is dropped when its probability is below it.
+        tau: float, scalar, (B,) or (1,): a branch is dropped when its probability is below it.
 
     Returns:
         (B, N) bool, between 1 and min(K, N) true values a row.
     """
-    num_branches = gate_probabilities.shape[-1]
-    ranked = tf.math.top_k(gate_probabilities, min(top_k, num_branches)).indices  # (B, K)
-    branches = tf.range(num_branches)
-    best = ranked[:, :1] == branches
-    among_top = tf.reduce_any(ranked[:, :, tf.newaxis] == branches, axis=1)
+    return rank_branches(gate_probabilities, top_k, tau).selected(gate_probabilities.shape[-1])
+
+
+def rank_branches(gate_probabilities: tf.Tensor, top_k: int, tau: float | tf.Tensor) -> Ranking:
+    """Returns the best branches of each image and which of them it uses; see `select_branches`."""
+    top_k = min(top_k, gate_probabilities.shape[-1])
+    probability, branch = tf.math.top_k(gate_probabilities, top_k)
     tau = tf.cast(tau, gate_probabilities.dtype)
-    confident = gate_probabilities >= (tau[:, tf.newaxis] if tau.shape.rank else tau)
-    return best | (among_top & confident)
+    confident = probability >= (tf.expand_dims(tau, 1) if tau.shape.rank else tau)
+    return Ranking(probability, branch, confident | (np.arange(top_k) == 0))
 
 
 def gate_logits_of(class_logits: tf.Tensor, cluster_of_class: Sequence[int]) -> tf.Tensor:

@@ -1,9 +1,11 @@
 """What the tests share: a backbone small enough to trace in seconds, and models of it."""
 
+import collections
 import dataclasses
 import io
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -156,6 +158,18 @@ def to_serve(model, class_names=("a", "b", "c", "d", "e", "ü f"), fit="stretch"
     """The `ServedModel` of a model at its own tau, if it has one, or with other settings."""
     settings = {"name": "model", "tau": getattr(model, "tau", None), **settings}
     return ServedModel(model=model, class_names=class_names, fit=fit, **settings)
+
+
+def executed_ops(directory, signature, inputs):
+    """How often TensorFlow executes each kind of op for a request: a Counter, by its own trace."""
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(directory)).signature_def[signature]
+        feed = {loaded.inputs[name].name: value for name, value in inputs.items()}
+        options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
+        metadata = tf.compat.v1.RunMetadata()
+        session.run([output.name for output in loaded.outputs.values()], feed, options, metadata)
+    nodes = [node for device in metadata.step_stats.dev_stats for node in device.node_stats]
+    return collections.Counter(re.search(r" = (\w+)\(", node.timeline_label)[1] for node in nodes)
 
 
 @pytest.fixture

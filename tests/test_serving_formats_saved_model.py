@@ -22,7 +22,7 @@ from dynkhydra_tf.serving.formats import saved_model
 from dynkhydra_tf.serving.formats.saved_model import write_version
 from dynkhydra_tf.serving.model_card import requests_text
 from dynkhydra_tf.serving.served_model import BATCH_SIZES
-from tests.conftest import TinyBackbone, coloured_images, to_serve
+from tests.conftest import TinyBackbone, coloured_images, executed_ops, to_serve
 
 NAMES = ("apple", "Äpfel", "pear", "plum", "fig", "date")
 
@@ -94,6 +94,19 @@ def test_every_signature_and_batch_size_is_as_keras(trained, exported, answer_na
             answer["top_probabilities"], np.take_along_axis(right["probabilities"], order, 1), atol=1e-5
         )
     assert counts == {1, 2}, "the requests must take the path of one and of two branches"
+
+
+def test_one_image_is_neither_gathered_nor_scattered_nor_sorted(exported):
+    images, _ = coloured_images([0, 1])
+    for signature, knobs in (("serving_default", {}), ("with_tau", {"tau": np.zeros(2, np.float32)})):
+        one, two = (
+            executed_ops(exported, signature, {k: v[:size] for k, v in {"images": images, **knobs}.items()})
+            for size in (1, 2)
+        )
+        for op in ("Where", "GatherNd", "Cumsum", "Transpose", "ScatterNd", "TensorListConcatV2"):
+            assert op in two and op not in one, (op, one, two)
+        assert one["GatherV2"] == 2  # label and top_labels
+        assert sum(one.values()) < sum(two.values()) / 2
 
 
 def test_pictures_of_every_kind_are_prepared_as_in_training(trained, exported, answer_natively):

@@ -6,7 +6,7 @@ import tensorflow as tf
 from dynkhydra_tf import Hydra, ResNet
 from dynkhydra_tf.folding import fold
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.graph import InferenceGraph
+from dynkhydra_tf.serving.graph import InferenceGraph, widened
 from tests.conftest import TinyBackbone, coloured_images
 
 
@@ -123,3 +123,14 @@ def test_a_plain_network_is_folded_and_has_nothing_to_select(batch):
     expected = tf.nn.softmax(model.for_inference()(images)["logits"])
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
     np.testing.assert_array_equal(answer["class_id"], np.argmax(expected, axis=1))
+
+
+@pytest.mark.parametrize("side", [8, 65])
+def test_wide_factors_normalise_to_the_same_bits(side):
+    layer = keras.layers.Rescaling([1 / 58.1, 1 / 57.4, 1 / 62.3], [-2.1, -2.0, -1.7], dtype="float32")
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    wide = widened(layer, (side, side, 3))
+    assert np.shape(wide.scale) == ((8, 8, 3) if side == 8 else (65, 3))
+    np.testing.assert_array_equal(wide(images), layer(images))
+    one_factor = keras.layers.Rescaling(1 / 255, dtype="float32")
+    assert widened(one_factor, (8, 8, 3)) is one_factor

@@ -13,7 +13,7 @@ from dynkhydra_tf.serving.formats.single_file import check
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.native import ModelError, SavedModel
 from dynkhydra_tf.serving.signatures import signatures
-from tests.conftest import coloured_images, to_serve
+from tests.conftest import coloured_images, executed_ops, to_serve
 
 IMAGES, _ = coloured_images(np.arange(7) % 6, seed=3)
 
@@ -80,21 +80,11 @@ def test_the_images_that_exit_go_through_no_combiner(model):
 
 
 def convolutions(directory, images, tau, confidence):
-    """How many convolutions TensorFlow executes for a request: of the nodes of its own trace."""
-    with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(directory))
-        signature = loaded.signature_def["with_exit_confidence"]
-        values = {
-            "images": images,
-            "tau": np.full(len(images), tau, np.float32),
-            "exit_confidence": np.full(len(images), confidence, np.float32),
-        }
-        feed = {signature.inputs[name].name: value for name, value in values.items()}
-        options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
-        metadata = tf.compat.v1.RunMetadata()
-        session.run(signature.outputs["probabilities"].name, feed, options, metadata)
-    nodes = [node for device in metadata.step_stats.dev_stats for node in device.node_stats]
-    return sum("Conv2D(" in node.timeline_label for node in nodes)
+    """How many convolutions TensorFlow executes for a request."""
+    taus = np.full(len(images), tau, np.float32)
+    inputs = {"images": images, "tau": taus, "exit_confidence": np.full_like(taus, confidence)}
+    ops = executed_ops(directory, "with_exit_confidence", inputs)
+    return sum(count for op, count in ops.items() if op.endswith("Conv2D"))
 
 
 def test_the_saved_model_runs_the_convolutions_of_what_goes_on(model, fix_gate, tmp_path):

@@ -18,7 +18,7 @@ from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.formats.saved_model import write_endpoints
-from dynkhydra_tf.serving.graph import InferenceGraph
+from dynkhydra_tf.serving.graph import InferenceGraph, widened
 from dynkhydra_tf.serving.signatures import signatures
 
 NUM_CLASSES = 100
@@ -109,6 +109,7 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
     """
     graph, branches = _folded(model, active)
+    normalize = widened(graph.normalize, graph.backbone.input_shape)
     constants = _constants_of(*graph.shared_parts, *branches)
 
     def static(batch):
@@ -116,7 +117,7 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
             return run(batch)
 
     def run(batch):
-        features = graph.stem(graph.normalize(batch))
+        features = graph.stem(normalize(batch))
         if not gater:
             return {"features": tf.reduce_mean(features, axis=(1, 2))}
         gate = tf.nn.softmax(graph.gater(features))

@@ -40,7 +40,8 @@ def preprocess(image: tf.Tensor, image_size: int, fit: str = "stretch") -> tf.Te
         image = tf.ensure_shape(image, (None, None, None))
     if image.shape[-1] not in (None, 1, 3, 4):
         raise UserError(f"a picture must have 1, 3 or 4 channels. Received: {image.shape[-1]} channels")
-    image = image[..., :3]
+    if image.shape[-1] != 3:
+        image = image[..., :3]
     if image.shape[-3:-1] != (image_size, image_size):  # the kernel does not notice that it has nothing to do
         if fit == "pad":
             image = _pad_and_resize(image, image_size)

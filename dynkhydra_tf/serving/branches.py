@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.folding import Folding, constants
-from dynkhydra_tf.gating import combination_weights
+from dynkhydra_tf.gating import Ranking, combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.routing import Routes, combine
 
@@ -27,8 +27,9 @@ class StackedBranches(tf.Module):
     """All branches as one variable (N, P/16, 16), of which a branch's weights are a slice that is not copied.
 
     One image: K slots, one inside the other; each but the first under its own tf.cond, "is there one more
-    branch?". A batch: a loop over the branches that some image needs, each on its own images. The variable is
-    read once, before: TensorFlow runs functions that read one in turn, and these side by side.
+    branch?", their projections added up, with nothing to gather, to scatter or to sort. A batch: a loop over
+    the branches that some image needs, each on its own images. The variable is read once, before: TensorFlow
+    runs functions that read one in turn, and these side by side.
 
     Args:
         model: `Hydra` in float32.
@@ -49,9 +50,9 @@ class StackedBranches(tf.Module):
         self._rows = tf.Variable(np.stack(rows), trainable=False, name="branches")
         stack = tf.TensorSpec(self._rows.shape, tf.float32)
         features = tf.TensorSpec(model.branches.features_shape, tf.float32)
-        # Runs one branch (() int32) on features (n, H, W, C); a function, so that the file holds it once.
+        # Runs one branch ((1,) int32) on features (n, H, W, C); a function, so that the file holds it once.
         self._run = tf.function(
-            self._trace, input_signature=[stack, tf.TensorSpec((), tf.int32), features], autograph=False
+            self._trace, input_signature=[stack, tf.TensorSpec((1,), tf.int32), features], autograph=False
         ).get_concrete_function()
 
     def ready(self) -> tf.Tensor:
@@ -62,7 +63,7 @@ class StackedBranches(tf.Module):
         self,
         features: tf.Tensor,
         gate: tf.Tensor,
-        selected: tf.Tensor,
+        ranking: Ranking,
         ready: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the combined projections of a batch, in which some image at least has a branch.
@@ -70,23 +71,24 @@ class StackedBranches(tf.Module):
         Args:
             features: (B, H, W, C) float32, B > 0.
             gate: (B, N) float32, probabilities.
-            selected: (B, N) bool, from `select_branches`.
+            ranking: `Ranking` of them.
             ready: what `ready` returned; None: it is called here.
 
         Returns:
             (B, h, w, c) float32; zeros for an image without a branch.
         """
-        weights = combination_weights(gate, selected, self.combine)
         stack = self.ready() if ready is None else ready
         combined = tf.cond(
-            tf.shape(features)[0] == 1,
-            lambda: self._one_image(stack, features, weights[0], selected[0]),
-            lambda: self._batch(stack, features, weights, selected),
+            is_one_image(features),
+            lambda: self._one_image(stack, features, ranking),
+            lambda: self._batch(stack, features, gate, ranking),
         )
         return tf.ensure_shape(combined, (None, *self.projection_shape))
 
     def _trace(self, stack, branch, features):
-        parts = tf.split(stack[branch], self._sizes)
+        # stack[branch[0]]; it would compute an end, of which nothing is used.
+        row = tf.raw_ops.StridedSlice(input=stack, begin=branch, end=branch, strides=[1], shrink_axis_mask=1)
+        parts = tf.split(row, self._sizes)
         values = [
             tf.reshape(tf.reshape(part, [-1])[: weight.value.shape.num_elements()], weight.shape)
             for part, weight in zip(parts, self._weights, strict=True)
@@ -94,35 +96,40 @@ class StackedBranches(tf.Module):
         with keras.StatelessScope(state_mapping=list(zip(self._weights, values, strict=True))):
             return self._body(features)
 
-    def _one_image(self, stack, features, weights, selected):
-        # The selected branches are the first ones in the order of their weights (N,).
-        weight, branch = tf.math.top_k(weights, self.top_k)
-        count = tf.reduce_sum(tf.cast(selected, tf.int32))
+    def _one_image(self, stack, features, ranking):
+        # No mask over all branches, no routes: the image's branches are the first ones of its ranking.
+        # (Never reshaped: from [None, K] -> [K] Grappler infers, for all of the graph, that B is 1.)
+        weights = None
+        if self.combine != "sum":
+            weights = combination_weights(ranking.probability, ranking.kept, self.combine)
 
         def slot(rank, combined):
-            projection = self._run(stack, branch[rank], features)
-            if self.combine != "sum":
-                projection *= weight[rank]
+            projection = self._run(stack, ranking.branch[0, rank : rank + 1], features)
+            if weights is not None:
+                projection *= weights[0, rank]
             combined = projection if combined is None else combined + projection
             if rank + 1 == self.top_k:
                 return combined
-            return tf.cond(count > rank + 1, lambda: slot(rank + 1, combined), lambda: combined)
+            return tf.cond(ranking.kept[0, rank + 1], lambda: slot(rank + 1, combined), lambda: combined)
 
         return slot(0, None)
 
-    def _batch(self, stack, features, weights, selected):
+    def _batch(self, stack, features, gate, ranking):
+        selected = ranking.selected(gate.shape[-1])
+        weights = combination_weights(gate, selected, self.combine)
         # Sorted by branch, the rows of one branch are a slice, and that costs nothing.
         selected = tf.cast(selected, tf.int32)
         branch, image = tf.unstack(tf.where(tf.transpose(selected)), axis=1)  # (R,) each
         rows = tf.gather(features, image)
         count = tf.reduce_sum(selected, axis=0)
-        end = tf.cumsum(count)
         needed = tf.cast(tf.where(count > 0)[:, 0], tf.int32)
+        end = tf.gather(tf.cumsum(count), needed)
+        begin = end - tf.gather(count, needed)
         turns = tf.size(needed)
 
         def run(turn, projections):
-            own = slice(end[needed[turn]] - count[needed[turn]], end[needed[turn]])
-            return turn + 1, projections.write(turn, self._run(stack, needed[turn], rows[own]))
+            own = rows[begin[turn] : end[turn]]
+            return turn + 1, projections.write(turn, self._run(stack, needed[turn : turn + 1], own))
 
         # Collected, not added up on the way: each addition would copy the sum.
         shape = (None, *self.projection_shape)
@@ -130,6 +137,11 @@ class StackedBranches(tf.Module):
         _, projections = tf.while_loop(lambda turn, _: turn < turns, run, (0, projections))
         projections = tf.ensure_shape(projections.concat(), shape)
         return combine(projections, Routes(projections, image, branch), weights)
+
+
+def is_one_image(features: tf.Tensor) -> tf.Tensor:
+    """Returns whether features (B, H, W, C) are those of one image: () bool."""
+    return tf.shape(features)[0] == 1
 
 
 class UnrolledBranches(tf.Module):
@@ -149,9 +161,10 @@ class UnrolledBranches(tf.Module):
         """Nothing: the weights are constants."""
 
     def __call__(
-        self, features: tf.Tensor, gate: tf.Tensor, selected: tf.Tensor, ready: None = None
+        self, features: tf.Tensor, gate: tf.Tensor, ranking: Ranking, ready: None = None
     ) -> tf.Tensor:
         """Returns the combined projections (B, h, w, c) of a batch; see `StackedBranches`."""
+        selected = ranking.selected(gate.shape[-1])
         weights = combination_weights(gate, selected, self.combine)
         needed = tf.cast(selected, tf.int32)
         combined = tf.zeros((tf.shape(features)[0], *self.projection_shape))

@@ -9,14 +9,17 @@ The weights of the parts that every image runs are constants of the graph, those
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.folding import constants_of, fold
-from dynkhydra_tf.gating import exits, select_branches
+from dynkhydra_tf.gating import Ranking, exits, rank_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches
+from dynkhydra_tf.serving.branches import StackedBranches, UnrolledBranches, is_one_image
+
+_SMALL_IMAGE = 64 * 64  # pixels
 
 
 class Gating(NamedTuple):
@@ -25,16 +28,27 @@ class Gating(NamedTuple):
     Attributes:
         features: (B, H, W, C) float32, the output of the stem.
         gate: (B, N) float32, the gate probabilities.
-        selected: (B, N) bool, the branches to run; none for an image that the trunk answers alone.
+        ranking: `Ranking` of them; the branches that are kept are to be run, none of an image that the trunk
+            answers alone.
         trunk: (B, h, w, c) float32, the map of a shared trunk, and class_probabilities: (B, M) float32, its
             answer; None where there is none.
     """
 
     features: tf.Tensor
     gate: tf.Tensor
-    selected: tf.Tensor
+    ranking: Ranking
     trunk: tf.Tensor | None = None
     class_probabilities: tf.Tensor | None = None
+
+    @property
+    def selected(self) -> tf.Tensor:
+        """Which branches each image runs: (B, N) bool."""
+        return self.ranking.selected(self.gate.shape[-1])
+
+    @property
+    def active_branches(self) -> tf.Tensor:
+        """How many branches each image runs: (B,) int32."""
+        return tf.reduce_sum(tf.cast(self.ranking.kept, tf.int32), axis=1)
 
 
 class InferenceGraph(tf.Module):
@@ -56,7 +70,8 @@ class InferenceGraph(tf.Module):
         self.model = model = model.for_inference()
         for part in model.shared_parts:
             fold(part)
-        self.gated = isinstance(model, Hydra)
+        self._normalize = widened(model.normalize, model.backbone.input_shape)
+        self.gated, self._unrolled = isinstance(model, Hydra), unrolled
         self.can_exit = self.gated and model.trunk
         # What `_run` is called on; of a gater that shares its trunk, one layer after the other.
         layers = [*model.shared_parts, *(model.gater.layers if self.can_exit else ())]
@@ -93,10 +108,10 @@ class InferenceGraph(tf.Module):
         """
         if not self.gated:
             return None
-        features = self._run(self.model.stem, self.model.normalize(images))
+        features = self._run(self.model.stem, self._normalize(images))
         if not self.can_exit:
             gate = tf.nn.softmax(self._run(self.model.gater, features))
-            return Gating(features, gate, select_branches(gate, self.model.top_k, tau))
+            return Gating(features, gate, rank_branches(gate, self.model.top_k, tau))
         to_map, *to_logits = self.model.gater.layers
         trunk = logits = self._run(to_map, features)
         for layer in to_logits:
@@ -104,31 +119,43 @@ class InferenceGraph(tf.Module):
         classes = tf.nn.softmax(logits)
         gate = classes @ self._in_cluster
         confidence = self.model.exit_confidence if exit_confidence is None else exit_confidence
-        goes_on = ~exits(classes, confidence)[:, tf.newaxis]
-        selected = select_branches(gate, self.model.top_k, tau) & goes_on
-        return Gating(features, gate, selected, trunk, classes)
+        ranking = rank_branches(gate, self.model.top_k, tau)
+        kept = ranking.kept & tf.expand_dims(~exits(classes, confidence), 1)
+        return Gating(features, gate, ranking._replace(kept=kept), trunk, classes)
 
     def classify(self, gating: Gating) -> tf.Tensor:
         """Runs a Hydra's selected branches and its combiner: class probabilities (B, M) float32."""
         if not self.can_exit:
-            branches = self.branches(gating.features, gating.gate, gating.selected)
+            branches = self.branches(gating.features, gating.gate, gating.ranking)
             return tf.nn.softmax(self._run(self.model.combiner, branches))
-        used = tf.reduce_sum(tf.cast(gating.selected, tf.int32), axis=1)
         ready = self.branches.ready()
         return tf.cond(
-            tf.reduce_sum(used) > 0,
-            lambda: self._beyond_trunk(gating, used, ready),
+            tf.reduce_any(gating.ranking.kept),
+            lambda: self._beyond_trunk(gating, ready),
             lambda: gating.class_probabilities,
         )
 
-    def _beyond_trunk(self, gating, used, ready):
+    def _beyond_trunk(self, gating, ready):
         """The class probabilities where an image at least goes on; for the others the trunk's."""
-        features, gate, selected, trunk, classes = gating
-        combined = self.branches(features, gate, selected, ready) + trunk
-        image = tf.where(used > 0)
-        combined = tf.ensure_shape(tf.gather(combined, image[:, 0]), (None, *self.branches.projection_shape))
+        features, gate, ranking, trunk, classes = gating
+        combined = self.branches(features, gate, ranking, ready) + trunk
+
+        def going_on():
+            return tf.where(ranking.kept[:, 0])  # (n, 1)
+
+        def rest_of_all(answers):
+            return tf.tensor_scatter_nd_update(classes, going_on(), answers)
+
+        combined = self._if_one(features, combined, lambda maps: tf.gather(maps, going_on()[:, 0]))
+        combined = tf.ensure_shape(combined, (None, *self.branches.projection_shape))
         answers = tf.nn.softmax(self._run(self.model.combiner, combined))
-        return tf.ensure_shape(tf.tensor_scatter_nd_update(classes, image, answers), classes.shape)
+        return tf.ensure_shape(self._if_one(features, answers, rest_of_all), classes.shape)
+
+    def _if_one(self, features, value, otherwise):
+        """A value as it is where there is but one image, which goes on; else a function of it."""
+        if self._unrolled:
+            return otherwise(value)
+        return tf.cond(is_one_image(features), lambda: value, lambda: otherwise(value))
 
     def answer(self, images: tf.Tensor, gating: Gating | None) -> dict[str, tf.Tensor]:
         """Returns what is known of a batch.
@@ -142,19 +169,28 @@ class InferenceGraph(tf.Module):
             active_branches (B) int32.
         """
         if gating is None:
-            return _classes(tf.nn.softmax(self._run(self.model.network, self.model.normalize(images))))
+            return _classes(tf.nn.softmax(self._run(self.model.network, self._normalize(images))))
         return {
             **_classes(self.classify(gating)),
             "gate": gating.gate,
-            "active_branches": count_branches(gating.selected),
+            "active_branches": gating.active_branches,
         }
-
-
-def count_branches(selected: tf.Tensor) -> tf.Tensor:
-    """Returns how many branches each image of a selection (B, N) bool runs: (B,) int32."""
-    return tf.reduce_sum(tf.cast(selected, tf.int32), axis=1)
 
 
 def _classes(probabilities):
     class_id = tf.argmax(probabilities, axis=1, output_type=tf.int32)
     return {"probabilities": probabilities, "class_id": class_id}
+
+
+def widened(normalize: keras.Layer, image_shape: tuple[int, int, int]) -> keras.Layer:
+    """Returns what normalises images (B, H, W, 3) as a layer does, to the bit, by more factors at a time.
+
+    Vectors of three values are too short for a processor. Of small images the factors are those of the whole
+    image, of others, to keep the file small, those of a row.
+    """
+    if type(normalize) is not keras.layers.Rescaling or np.ndim(normalize.scale) != 1:
+        return normalize
+    height, width, _ = image_shape
+    copies = (height, width, 1) if height * width <= _SMALL_IMAGE else (width, 1)
+    scale, offset = (np.tile(np.float32(values), copies) for values in (normalize.scale, normalize.offset))
+    return keras.layers.Rescaling(scale, offset, dtype="float32", name=normalize.name)

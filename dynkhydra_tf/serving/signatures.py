@@ -22,13 +22,15 @@ else in it is zero, empty or false. What is wrong with a request as a whole (its
 max_batch images, a float image, tau or confidence out of range) fails it, with a message that says so.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from dynkhydra_tf.data.headers import MAX_PIXELS
 from dynkhydra_tf.data.preprocessing import preprocess
-from dynkhydra_tf.serving.graph import InferenceGraph, count_branches
+from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.pictures import prepare_pictures
 
 
@@ -82,46 +84,50 @@ def signatures(
         return outputs
 
     answer = concrete(classify, *checked)
-    prepared = concrete(lambda images: _checked_images(images, size, fit, max_batch), images)
     decoded = concrete(
         lambda files: prepare_pictures(_checked_files(files, max_batch), size, fit, max_pixels), pictures
     )
 
-    def with_knobs(images, *given):
-        """The images and what the request gives, checked; for what it does not give, the model's own."""
-        checks = (_checked_tau, _checked_confidence)
-        given = [check(value, images) for check, value in zip(checks, given, strict=False)]
-        others = [tf.fill(tf.shape(images)[:1], tf.constant(v, tf.float32)) for v in own[len(given) :]]
-        return images, *given, *others
+    def with_own(images, *given):
+        """The images and knobs of a request; for those that it does not give, the model's own."""
+        return images, *given, *(tf.constant([value], tf.float32) for value in own[len(given) :])
+
+    def received(images, *given):
+        images, *given = _checked(images, given, size, max_batch)
+        return with_own(preprocess(images, size, fit), *given)
+
+    knobs = [thresholds, confidences][: len(own)]
+    received_with = [concrete(received, images, *knobs[:count]) for count in range(len(own) + 1)]
 
     def serving_default(images):
-        return answer(*with_knobs(prepared(images)))
+        return answer(*received_with[0](images))
 
     def told(outputs, error):
         return {**{name: _blank(name, value, error) for name, value in outputs.items()}, "error": error}
 
     def image_bytes(image_bytes):
         images, error = decoded(image_bytes)
-        return told(answer(*with_knobs(images)), error)
+        return told(answer(*with_own(images)), error)
 
     def image_bytes_with_tau(image_bytes, tau):
         images, error = decoded(image_bytes)
-        return told(answer(*with_knobs(images, tau)), error)
+        return told(answer(*with_own(images, *_checked_knobs([tau], images))), error)
 
     def image_bytes_with_exit_confidence(image_bytes, tau, exit_confidence):
         images, error = decoded(image_bytes)
-        return told(answer(*with_knobs(images, tau, exit_confidence)), error)
+        knobs = _checked_knobs([tau, exit_confidence], images)
+        return told(answer(*with_own(images, *knobs)), error)
 
     def with_tau(images, tau):
-        return answer(*with_knobs(prepared(images), tau))
+        return answer(*received_with[1](images, tau))
 
     def with_exit_confidence(images, tau, exit_confidence):
-        return answer(*with_knobs(prepared(images), tau, exit_confidence))
+        return answer(*received_with[2](images, tau, exit_confidence))
 
     def gate(images):
-        gating = gating_of(*with_knobs(prepared(images)))
+        gating = gating_of(*received_with[0](images))
         outputs = {"gate": gating.gate, "selected": gating.selected}
-        return {**outputs, "active_branches": count_branches(gating.selected)}
+        return {**outputs, "active_branches": gating.active_branches}
 
     def function(call, *inputs):
         return tf.function(call, input_signature=inputs, autograph=False)
@@ -173,7 +179,27 @@ def _checked_files(image_bytes, max_batch):
         return tf.ensure_shape(tf.identity(image_bytes), (None,))
 
 
-def _checked_images(images, size, fit, max_batch):
+def _checked(images, knobs, size, max_batch):
+    """Images (B, S, S, 3) and knobs (B,), as they are where they may be so; else it fails, and says why.
+
+    Most requests are of one image, and that of a right one nothing is wrong is seen by few operations: each
+    of the many that find out what is wrong takes as long as a hundredth of a small network.
+    """
+    values = [_KNOBS[index].is_right(value) for index, value in enumerate(knobs)]
+    if images.dtype.is_floating:
+        values.append(_in_range(images))
+    shapes = tf.concat([tf.shape(_of_any_shape(value)) for value in (images, *knobs)], axis=0)
+    one = tf.raw_ops.Equal(x=shapes, y=[1, size, size, 3, *[1] * len(knobs)], incompatible_shape_error=False)
+    right = [tf.reduce_all(tf.reshape(found, [-1])) for found in (one, *values)]
+    images, *knobs = tf.cond(
+        functools.reduce(tf.logical_and, right),
+        lambda: (images, *knobs),
+        lambda: (_checked_images(images, size, max_batch), *_checked_knobs(knobs, images)),
+    )
+    return tf.ensure_shape(images, (None, size, size, 3)), *(tf.ensure_shape(knob, (None,)) for knob in knobs)
+
+
+def _checked_images(images, size, max_batch):
     batch, *rest = _sizes(images, 5)
     checks = [
         tf.debugging.Assert(
@@ -189,21 +215,42 @@ def _checked_images(images, size, fit, max_batch):
         ),
     ]
     if images.dtype.is_floating:
-        # NaN fails both comparisons.
-        in_range = tf.reduce_all(tf.reshape((images >= 0) & (images <= 255), [-1]))
         message = "images must be in 0..255, not NaN. Received, among others:"
-        checks.append(tf.debugging.Assert(in_range, [message, images]))
+        checks.append(tf.debugging.Assert(tf.reduce_all(_in_range(images)), [message, images]))
     with tf.control_dependencies(checks):
-        images = tf.ensure_shape(tf.identity(images), (None, size, size, 3))
-        return preprocess(images, size, fit)
+        return tf.identity(images)
 
 
-def _checked_tau(tau, images):
-    return _checked_each("tau", tau, images, (tau >= 0) & (tau < 1), "[0, 1)")
+def _in_range(images):
+    # NaN fails both comparisons.
+    return tf.reshape((images >= 0) & (images <= 255), [-1])
 
 
-def _checked_confidence(value, images):
-    return _checked_each("exit_confidence", value, images, (value > 0) & (value <= 1), "(0, 1]")
+class _Knob(NamedTuple):
+    """What a request can give for each image.
+
+    Attributes:
+        name: of the input.
+        is_right: whether values are allowed, NaN not, each: of a tensor a bool tensor of its shape.
+        allowed: the same in words.
+    """
+
+    name: str
+    is_right: Callable[[tf.Tensor], tf.Tensor]
+    allowed: str
+
+
+_KNOBS = (
+    _Knob("tau", lambda tau: tf.floor(tau) == 0, "[0, 1)"),
+    _Knob("exit_confidence", lambda confidence: tf.math.ceil(confidence) == 1, "(0, 1]"),
+)
+
+
+def _checked_knobs(knobs, images):
+    return [
+        _checked_each(kind.name, values, images, kind.is_right(values), kind.allowed)
+        for kind, values in zip(_KNOBS, knobs, strict=False)
+    ]
 
 
 def _checked_each(name, values, images, right, allowed):
@@ -229,3 +276,8 @@ def _sizes(tensor, count):
     to look at the shape break on another rank, or are replaced by the declaration before they run.
     """
     return tf.unstack(tf.concat([tf.shape(tensor), [0] * count], axis=0)[:count], num=count)
+
+
+def _of_any_shape(tensor):
+    """A tensor of which TensorFlow does not know the shape, so that it looks at what was sent."""
+    return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tf.TensorShape(None))
