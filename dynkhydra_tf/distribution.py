@@ -113,11 +113,6 @@ def each_batch(
 # === For a model: within its step ===
 
 
-def in_force() -> bool:
-    """Whether a strategy is: variables then have a copy on each device."""
-    return tf.distribute.has_strategy()
-
-
 def is_shared() -> bool:
     """Whether the step that is traced is one replica's; there nothing is added up within a tf.cond."""
     return tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf.averaging import Averaging
-from dynkhydra_tf.distribution import in_force
+from dynkhydra_tf.distribution import add_up
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
@@ -159,12 +159,18 @@ class _Recipe(Averaging):
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
         if getattr(self._trainable_variables[index], "of_branches", False):  # type: ignore[attr-defined]
             learning_rate = learning_rate * self.branch_gradient_scale
-        # An op of TensorFlow's updates the variable itself, not the copies of it that a strategy keeps.
-        if isinstance(gradient, tf.IndexedSlices) or in_force() or not self.in_one_pass:
+        if isinstance(gradient, tf.IndexedSlices) or not self.in_one_pass:
             super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
         else:
             variable = variable.value if isinstance(variable, keras.Variable) else variable
             self.update_in_one_pass(tf.cast(gradient, variable.dtype), variable, index, learning_rate)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Keras's, over the replicas, in one message where it would send one for each variable."""
+        grads_and_vars = list(grads_and_vars)
+        there = {i: tf.convert_to_tensor(g) for i, (g, _) in enumerate(grads_and_vars) if g is not None}
+        sums = dict(zip(there, add_up(list(there.values())), strict=True))
+        return [(sums.get(i), variable) for i, (_, variable) in enumerate(grads_and_vars)]
 
     @property
     def in_one_pass(self) -> bool:

@@ -10,7 +10,7 @@ from dynkhydra_tf.accuracy import evaluate
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flags import parse
 from dynkhydra_tf.hydra import Hydra
-from dynkhydra_tf.optimisation import SGD
+from dynkhydra_tf.optimisation import SGD, AdamW
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun
 from dynkhydra_tf.settings import Settings
@@ -185,3 +185,35 @@ def test_a_run_on_two_devices_goes_on_with_one(run_command, tmp_path, capsys):
     model = keras.models.load_model(tmp_path / "two" / "model.keras")
     assert model._distribute_strategy is None
     assert runs[0].summary.keys() == runs[1].summary.keys()
+
+
+@pytest.mark.parametrize("kind, momentum", [(SGD, {"momentum": 0.9}), (SGD, {}), (AdamW, {})])
+def test_an_optimizer_takes_the_sum_of_the_gradients_of_two_replicas(kind, momentum):
+    """Its state and every copy of a variable are as on one device; a variable may have no gradient."""
+    mirrored = distribution.open_strategy("mirrored")
+
+    def after_two_steps(strategy):
+        with distribution.scope(strategy):
+            variables = [keras.Variable(np.float32([1.0, 2.0])), keras.Variable(3.0), keras.Variable([[4.0]])]
+            optimizer = kind(0.1, **momentum)
+            optimizer.build(variables)
+
+        @tf.function
+        def step():
+            share = 1.0
+            if strategy:
+                share = tf.constant([0.25, 0.75])[
+                    tf.distribute.get_replica_context().replica_id_in_sync_group
+                ]
+            optimizer.apply([share * tf.constant([0.5, -1.0]), None, share * tf.constant([[2.0]])], variables)
+
+        for _ in range(2):
+            strategy.run(step) if strategy else step()
+        return [variable.value for variable in [*variables, *optimizer.variables]]
+
+    one, two = after_two_steps(None), after_two_steps(mirrored)
+    for alone, copies in zip(one, map(mirrored.experimental_local_results, two), strict=True):
+        assert len(copies) == 2
+        for copy in copies:
+            np.testing.assert_allclose(copy.numpy(), alone.numpy(), rtol=1e-6)
+    assert two[2].numpy()[0, 0] < 3.9
