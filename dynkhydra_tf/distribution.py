@@ -192,7 +192,8 @@ def unpacking(step: Callable[..., dict[str, tf.Tensor]]) -> Callable[..., dict[s
         results = step(*args)
         if len(results) == 1 and next(iter(results.values())).shape.rank:
             ((names, values),) = results.items()
-            return dict(zip(names.split(","), tf.unstack(values), strict=True))
+            # One worker's still have the leading axis.
+            return dict(zip(names.split(","), tf.unstack(tf.reshape(values, [-1])), strict=True))
         return results
 
     return run

@@ -217,3 +217,9 @@ def test_an_optimizer_takes_the_sum_of_the_gradients_of_two_replicas(kind, momen
         for copy in copies:
             np.testing.assert_allclose(copy.numpy(), alone.numpy(), rtol=1e-6)
     assert two[2].numpy()[0, 0] < 3.9
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0, 2.0]]])
+def test_results_of_many_workers_and_of_one_are_unpacked(values):
+    results = distribution.unpacking(lambda: {"loss,top1": tf.constant(values)})()
+    assert {name: float(value) for name, value in results.items()} == {"loss": 1.0, "top1": 2.0}

@@ -108,7 +108,7 @@ def kserve_url(export):
 
 @pytest.fixture(scope="module")
 def rest(kserve_url):
-    with RestClient(kserve_url) as client:
+    with RestClient(kserve_url, timeout=60) as client:  # it is not about how fast the processor is
         yield client
 
 
