@@ -81,7 +81,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_another_number_goes_o
         assert "SIGTERM: saved in" in told
         assert "SIGTERM: saved in" not in silent
         steps = sorted(int(path.stem.removeprefix("step-")) for path in crew.run.checkpoints_written())
-        assert STEPS < steps[-1] < 2 * STEPS  # within the second epoch
+        assert STEPS <= steps[-1] < 2 * STEPS  # as the signal comes, just after the first row or a step later
     with Crew(tmp_path, 3, epochs=3) as crew:
         assert crew.ended() == [0, 0, 0], crew.told()
     assert [(row["epoch"], row["step"]) for row in crew.run.metric_rows()] == [(1, 4), (2, 8), (3, 12)]
