@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf.averaging import Averaging
-from dynkhydra_tf.distribution import add_up
+from dynkhydra_tf.distribution import add_up, is_shared
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
@@ -168,6 +168,8 @@ class _Recipe(Averaging):
     def _all_reduce_sum_gradients(self, grads_and_vars):
         """Keras's, over the replicas, in one message where it would send one for each variable."""
         grads_and_vars = list(grads_and_vars)
+        if not is_shared():
+            return grads_and_vars
         there = {i: tf.convert_to_tensor(g) for i, (g, _) in enumerate(grads_and_vars) if g is not None}
         sums = dict(zip(there, add_up(list(there.values())), strict=True))
         return [(sums.get(i), variable) for i, (_, variable) in enumerate(grads_and_vars)]
