@@ -292,7 +292,8 @@ class Hydra(ImageClassifier):
 
     def run(self, images: tf.Tensor, targets: Targets, training: bool) -> tuple[Forward, Targets]:
         """Returns the pass over a batch, at `train_tau` in training, and the targets; see `losses.Loss`."""
-        own_branch = tf.gather(tf.constant(self.cluster_of_class, tf.int32), targets["labels"])
+        cluster_of_class = tf.constant(self.cluster_of_class, tf.int32)
+        own_branch = tf.gather(cluster_of_class, targets["labels"])
         clusters = tf.one_hot(self.cluster_of_class, self.num_branches)
         own = tf.gather(clusters, targets["labels"])
         forward = self.forward(
@@ -309,9 +310,7 @@ class Hydra(ImageClassifier):
             forward = forward._replace(own_logits=own_logits)
         found = {**targets, "own_branch": own_branch, "own": own, "clusters": clusters}
         if "second_labels" in targets:
-            found["second_own_branch"] = tf.gather(
-                tf.constant(self.cluster_of_class, tf.int32), targets["second_labels"]
-            )
+            found["second_own_branch"] = tf.gather(cluster_of_class, targets["second_labels"])
         return forward, found
 
     def numbers(self, forward: Forward, targets: Targets) -> dict[str, tf.Tensor]:

@@ -52,18 +52,20 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     command = [sys.executable, *TRAIN, *train_flags]
     with free_addresses(options.workers) as addresses:
-        environments = [
-            {
-                **os.environ,
-                VARIABLE: write_config(addresses, index),
-                "PYTHONHASHSEED": "0",  # else each would set it and begin anew
-                **thread_settings(threads),
-            }
-            for index in range(options.workers)
-        ]
+        environments = [environment_of(addresses, index, threads) for index in range(options.workers)]
     status = run_together([(f"worker {index}", command, each) for index, each in enumerate(environments)])
     if status:
         sys.exit(status)
+
+
+def environment_of(addresses: list[str], index: int, threads: int) -> dict[str, str]:
+    """Returns the environment variables of worker `index` of those at some addresses, else this process's."""
+    return {
+        **os.environ,
+        VARIABLE: write_config(addresses, index),
+        "PYTHONHASHSEED": "0",  # else each would set it and begin anew
+        **thread_settings(threads),
+    }
 
 
 def thread_settings(threads: int) -> dict[str, str]:

@@ -108,7 +108,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Saves and leaves, if told to; after the last batch of an epoch, validation comes first."""
-        if self._is_told() and batch + 1 < self.params["steps"]:
+        if batch + 1 < self.params["steps"] and self._is_told():
             self.run.save_checkpoint(self.model)
             self._leave()
 

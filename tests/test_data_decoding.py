@@ -205,9 +205,9 @@ def test_a_png_with_a_flood_behind_its_picture_is_named():
     behind = hostile_files.png(8, 8, flood)[len(whole) - len(packed) - 24 :]
     # What is no data of the picture may be long: the other pictures of an animation, or notes.
     for kind in (b"fdAT", b"tEXt"):
-        chunk = struct.pack(">I", len(behind)) + kind + behind + struct.pack(">I", zlib.crc32(kind + behind))
+        chunk = hostile_files.chunk(kind, behind)
         assert why_unreadable(whole[:-12] + chunk + whole[-12:]) == ""
-    many = b"".join(hostile_files._chunk(b"IDAT", b"") for _ in range(30_000))
+    many = b"".join(hostile_files.chunk(b"IDAT", b"") for _ in range(30_000))
     assert why_unreadable(whole[:-12] + many + whole[-12:]) == refused, "too many to count"
 
 

@@ -1,6 +1,5 @@
 """Several workers on real processes, on the loopback; and what needs no other process."""
 
-import os
 import re
 import signal
 import socket
@@ -14,7 +13,7 @@ import pytest
 from dynkhydra_tf import launch
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.runs.layout import RunLayout
-from dynkhydra_tf.tf_config import Cluster, write_config
+from dynkhydra_tf.tf_config import Cluster
 from dynkhydra_tf.workers import ALONE, open_workers, wait_for_all
 from tests.conftest import ROOT
 
@@ -28,8 +27,7 @@ class Crew:
         place.mkdir(exist_ok=True)
         with launch.free_addresses(count) as addresses:
             environments = [
-                {**os.environ, **launch.thread_settings(1), "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
-                | {"TF_CONFIG": write_config(addresses, index)}
+                launch.environment_of(addresses, index, threads=1) | {"PYTHONPATH": str(ROOT)}
                 for index in range(count)
             ]
         self.outputs = [place / f"output-{index}" for index in range(count)]

@@ -11,7 +11,6 @@ there again.
 """
 
 import dataclasses
-import io
 import struct
 import sys
 import zlib
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dynkhydra_tf import cli
+from dynkhydra_tf.benchmark.hostile_files import chunk, saved
 from dynkhydra_tf.benchmark.runner import rss_mb
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
@@ -83,9 +83,7 @@ def sound_files(rng: np.random.Generator) -> list[tuple[str, bytes]]:
         ]
         for kind, mode, settings in ways:
             image = picture.convert("L").convert("I;16") if mode == "I;16" else picture.convert(mode)
-            file = io.BytesIO()
-            image.save(file, kind, **settings)
-            files.append((kind, file.getvalue()))
+            files.append((kind, saved(image, kind, **settings)))
     return files
 
 
@@ -140,11 +138,7 @@ def _png(rng, file):
     others = [(kind, data) for kind, data in chunks if kind not in (b"IDAT", b"IEND")]
     cut = int(rng.integers(1, len(stream) + 1))  # in two chunks
     parts = [*others, (b"IDAT", stream[:cut]), (b"IDAT", stream[cut:]), (b"IEND", b"")]
-    packed = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return file[:8] + b"".join(packed)
+    return file[:8] + b"".join(chunk(kind, data) for kind, data in parts)
 
 
 DAMAGE: dict[str, Callable] = {

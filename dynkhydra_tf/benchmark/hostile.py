@@ -23,6 +23,7 @@ import numpy as np
 
 from dynkhydra_tf import cli
 from dynkhydra_tf.benchmark.hostile_files import FILES, png, request
+from dynkhydra_tf.benchmark.runner import peak_mb, rss_mb
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.serving import native
@@ -63,19 +64,14 @@ def cost(model_dir: str, inputs: dict, signature: str) -> Cost:
             model.run({"image_bytes": sound}, "image_bytes")
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak begins now
-        before, begun, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
+        before, begun, cpu = rss_mb(), time.perf_counter(), time.process_time()
         try:
             answer = model.run(inputs, signature)
             said = answer["error"][0].decode() if "error" in answer else ""
         except native.ModelError as error:
             said = str(error).splitlines()[0]
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-        return Cost(seconds, cpu, _memory("VmHWM") - before, said)
-
-
-def _memory(key):
-    with open("/proc/self/status") as file:
-        return int(file.read().partition(f"{key}:")[2].split()[0]) / 1024
+        return Cost(seconds, cpu, peak_mb() - before, said)
 
 
 # === All of them ===

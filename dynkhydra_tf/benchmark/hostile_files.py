@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 MEGABYTE = 1024 * 1024
+SIXTH = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # an EXIF of one entry, the orientation
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG, its checksum right."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -28,8 +30,8 @@ def png(width: int, height: int, pixels: bytes | None = None, before: bytes = b"
         pieces = [pack.compress(bytes(row * min(rows, height - at))) for at in range(0, height, rows)]
         pixels = b"".join(pieces) + pack.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    body = before + _chunk(b"IDAT", pixels)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + body + _chunk(b"IEND", b"")
+    body = before + chunk(b"IDAT", pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
 @functools.cache
@@ -66,26 +68,26 @@ def many_scans(most: int, side: int) -> bytes:
 def segments(most: int) -> bytes:
     """A JPEG of empty comments, behind which an orientation stands."""
     file = saved(black(8), "JPEG")
-    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    exif = b"Exif\0\0" + SIXTH
     exif = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     return file[:2] + b"\xff\xfe\0\x02" * ((most - len(file) - len(exif)) // 4) + exif + file[2:]
 
 
 def chunks(most: int) -> bytes:
     """A PNG of empty chunks, behind which an orientation stands."""
-    exif = _chunk(b"eXIf", b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0")
-    return png(8, 8, before=_chunk(b"teSt", b"") * ((most - len(png(8, 8)) - len(exif)) // 12) + exif)
+    exif = chunk(b"eXIf", SIXTH)
+    return png(8, 8, before=chunk(b"teSt", b"") * ((most - len(png(8, 8)) - len(exif)) // 12) + exif)
 
 
 def texts(most: int) -> bytes:
     """A PNG of compressed texts, each of as many zeros as a decoder takes."""
-    text = _chunk(b"zTXt", b"a\0\0" + zeros(8000))
+    text = chunk(b"zTXt", b"a\0\0" + zeros(8000))
     return png(8, 8, before=text * ((most - 100) // len(text)))
 
 
 def profile(most: int) -> bytes:
     """A PNG with a compressed colour profile of zeros."""
-    return png(8, 8, before=_chunk(b"iCCP", b"a\0\0" + zeros(most - 200)))
+    return png(8, 8, before=chunk(b"iCCP", b"a\0\0" + zeros(most - 200)))
 
 
 def gif_of_pieces(most: int) -> bytes:

@@ -12,7 +12,9 @@ alone.
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import http.client
 import json
 import pathlib
@@ -155,15 +157,7 @@ class Client:
 
 def fixed(tau: float) -> Callable:
     """What a client asks before each request where tau stays as it is."""
-
-    class Fixed:
-        def __enter__(self) -> float:
-            return tau
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-    return Fixed
+    return functools.partial(contextlib.nullcontext, tau)
 
 
 def load(clients: Sequence[Client], rate: float, seconds: float, choose: Callable) -> Load:

@@ -26,6 +26,12 @@ def rss_mb() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
+def peak_mb() -> float:
+    """Most memory that this process has had, in MB; the system's ru_maxrss begins with the parent's."""
+    with open("/proc/self/status") as file:
+        return int(file.read().partition("VmHWM:")[2].split()[0]) / 1024
+
+
 class OnnxModel:
     """A .onnx file in ONNX Runtime, with what is used here of `native.SavedModel`."""
 

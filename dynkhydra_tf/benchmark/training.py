@@ -9,7 +9,6 @@ step are its own.
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from dynkhydra_tf.benchmark import subjects
+from dynkhydra_tf.benchmark.runner import peak_mb
 from dynkhydra_tf.data import Augmentation, load_data, training_batches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.tables import number
@@ -62,7 +62,7 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
             getattr(model, part).set_weights(getattr(source, part).get_weights())
         for _ in range(3):
             logs = step(iter([batch]))
-        found[f"{routing}_peak_mb"] = _peak_mb()
+        found[f"{routing}_peak_mb"] = peak_mb()
         steps[routing] = functools.partial(_step, step, batch)
         if routing == "routed":
             forward = model.forward(batch[0], model.train_tau, training=True)
@@ -85,12 +85,6 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
 
 def _step(step, batch):
     step(iter([batch]))
-
-
-def _peak_mb():
-    """Most memory that this process has had, in MB; the system's ru_maxrss begins with the parent's."""
-    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _spread(times):

@@ -17,9 +17,8 @@ import time
 from dynkhydra_tf import cli
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
-from dynkhydra_tf.launch import free_addresses, thread_settings
+from dynkhydra_tf.launch import environment_of, free_addresses
 from dynkhydra_tf.tables import table
-from dynkhydra_tf.tf_config import VARIABLE, write_config
 
 WORKER = "DYNKHYDRA_BENCHMARK_WORKER"  # set in the environment of the processes that train
 STEPS_FIRST = 3  # traced, warmed up
@@ -58,8 +57,7 @@ def _measure(options, count):
     command += [f"--{field.name}={getattr(options, field.name)}" for field in dataclasses.fields(options)[1:]]
     with free_addresses(max(count, 1)) as addresses:
         environments = [
-            {**os.environ, **thread_settings(1), "PYTHONHASHSEED": "0", WORKER: str(count)}
-            | ({VARIABLE: write_config(addresses, index)} if count else {})
+            environment_of(addresses, index, threads=1) | {WORKER: str(count)}
             for index in range(max(count, 1))
         ]
     processes = [subprocess.Popen(command, env=each, stdout=subprocess.PIPE) for each in environments]
