@@ -46,6 +46,14 @@ def test_comparison_names_what_lies_outside_both_spreads():
     assert "Nothing was measured in both" in command.slower_or_faster({}, run(1.1, 1.3, 1.5))
 
 
+def test_comparison_with_a_file_of_one_setting_of_onednn():
+    numbers = {"ms": 1.0, "low": 1.0, "high": 1.0}
+    row = {"threads": 1, "batch_size": 8, "subjects": {"hydra": numbers}}
+    older = {"environment": {"oneDNN in inference": "off"}, "inference": [row]}
+    newer = {"inference": [row | {"onednn": told} for told in ("on", "off")]}
+    assert command.slower_or_faster(older, newer).startswith("None of 1 times changed")
+
+
 def test_the_gate_spreads_and_tau_sets_lambda():
     model = subjects.make_hydra(depth=1, num_branches=8)
     images = subjects.images(200)
@@ -92,7 +100,8 @@ def test_every_table_on_a_small_network(tmp_path, benchmark, capsys):
     options += ["--training_batch_size=16", "--training_steps=2", f"--output_dir={tmp_path}"]
     assert benchmark(*options) is None
     printed = capsys.readouterr().out
-    texts = ["hydra, lambda 2", "HydraRes, d=2, K=4", "Of the time at lambda 2: stem", "Growth at lambda 2"]
+    texts = ["hydra, lambda 2", "plain ResNet, d=1", "Of the time at lambda 2: stem", "Growth at lambda 2"]
+    texts += ["TensorFlow, oneDNN off, 1 thread, batch 1", "hydra_d2_e12, tau 0.08"]
     for text in (*texts, "dense / routed", "images/s"):
         assert text in printed
     for told in ("on", "off"):
@@ -138,7 +147,8 @@ def test_other_json(benchmark, capsys, tmp_path, content):
 
 def test_unknown_section(run_command, capsys):
     assert run_command(lambda options: command.main(options, ["speed"]), command.Options) == 2
-    assert "There are the sections inference, edge, growth, training, input" in capsys.readouterr().err
+    sections = "inference, equal_accuracy, edge, growth, training, input"
+    assert f"There are the sections {sections}" in capsys.readouterr().err
 
 
 def test_limits_are_measured():

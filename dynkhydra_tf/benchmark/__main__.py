@@ -1,5 +1,8 @@
 """Measures what this machine makes of the method: inference, growth, training, input pipeline.
 
+The section equal_accuracy has what a user would serve instead: plain networks as accurate as a Hydra, by the
+runs of --runs, in the same runtime; see `equal_accuracy.py`.
+
     python -m dynkhydra_tf.benchmark                          # everything
     python -m dynkhydra_tf.benchmark inference --depth=3 --num_branches=20 --active=1,2,4
     python -m dynkhydra_tf.benchmark --compare=benchmark_results/older.json
@@ -28,7 +31,7 @@ from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_json
 from dynkhydra_tf.tables import table
 
-SECTIONS = ("inference", "edge", "growth", "training", "input")
+SECTIONS = ("inference", "equal_accuracy", "edge", "growth", "training", "input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Options(Checked):
     )
     batch_sizes: tuple[int, ...] = setting((1, 8, 64), "Images in a request.", least=1)
     threads: tuple[int, ...] = setting((1, 2), "Threads of the server.", least=1)
+    runs: str = setting(
+        "docs/runs",
+        "Directory of runs, or of what `runs.keep` kept of them, that have measured the accuracies in "
+        "equal_accuracy.",
+        path=True,
+    )
+    run_taus: tuple[float, ...] = setting(
+        (0.08, 0.15, 0.3), "Thresholds in equal_accuracy, besides each Hydra's own.", least=0, below=1
+    )
     growth_depths: tuple[int, ...] = setting(
         (3, 1, 5), "d of the networks in growth; the first with each nb.", least=1
     )
@@ -57,8 +69,7 @@ class Options(Checked):
     seconds: float = setting(10.0, "At least so long for each comparison.", least=0)
     onednn: tuple[str, ...] = setting(
         ("on", "off"),
-        "Inference with oneDNN, without, or as TensorFlow decides by the processor (default); growth with "
-        "the first.",
+        "Inference and growth with oneDNN, without, or as TensorFlow decides by the processor (default).",
         choices=("on", "off", "default"),
     )
     output_dir: str = setting("benchmark_results", "Where benchmark.json goes.", path=True)
@@ -74,13 +85,21 @@ class Options(Checked):
 def main(options: Options, sections: Sequence[str]) -> None:
     """Runs the sections named, or all."""
     # Only now: they load Keras, which --help can do without.
-    from dynkhydra_tf.benchmark import inference, training
+    from dynkhydra_tf.benchmark import equal_accuracy, inference, training
     from dynkhydra_tf.benchmark.environment import describe
 
     unknown = [section for section in sections if section not in SECTIONS]
     if unknown:
         raise UserError(f"There are the sections {', '.join(SECTIONS)}. Received: {' '.join(unknown)}")
-    sections = sections or SECTIONS
+    trained: list[dict[str, Any]] = []
+    try:
+        if "equal_accuracy" in (sections or SECTIONS):
+            trained = equal_accuracy.trained(options.runs, options.run_taus)
+    except UserError as error:
+        if sections:
+            raise
+        print(f"Without equal_accuracy: {error}")
+    sections = sections or [section for section in SECTIONS if trained or section != "equal_accuracy"]
     active, batch_sizes = options.active, options.batch_sizes
     older = read_results(options.compare, "compare", "benchmark.json", _timings) if options.compare else None
     check_writable(options.output_dir, "output_dir")
@@ -97,9 +116,12 @@ def main(options: Options, sections: Sequence[str]) -> None:
             "inference": lambda: inference.against_limit(
                 folder, *network, active, batch_sizes, options.threads, options.onednn, options.seconds
             ),
+            "equal_accuracy": lambda: equal_accuracy.against_plain(
+                folder, trained, batch_sizes, options.threads, options.onednn, options.seconds
+            ),
             "edge": lambda: inference.edge_runtimes(folder, *network, usual, batch_sizes, options.seconds),
             "growth": lambda: inference.growth(
-                folder, options.growth_depths, options.growth_branches, options.seconds, options.onednn[0]
+                folder, options.growth_depths, options.growth_branches, options.seconds, options.onednn
             ),
             "training": lambda: training.training_steps(
                 options.training_depths,
@@ -152,13 +174,16 @@ def slower_or_faster(older: dict, newer: dict) -> str:
 def _timings(results):
     """{what: {"ms", "low", "high"}} of all sections of a benchmark.json."""
     found = {}
-    for section in ("inference", "edge"):
+    # Once it was one setting for a whole file, and for growth the first of several.
+    usual = results.get("environment", {}).get("oneDNN in inference", "default").partition(",")[0]
+    for section in ("inference", "equal_accuracy", "edge"):
         for row in results.get(section, []):
-            told = f", oneDNN {row['onednn']}" if "onednn" in row else ""
+            told = "" if section == "edge" else f", oneDNN {row.get('onednn', usual)}"
+            told += f", {row['runtime']}" if "runtime" in row else ""
             where = f"{section}, threads {row['threads']}{told}, batch {row['batch_size']}"
             found |= {f"{where}: {name}": times for name, times in row["subjects"].items()}
     for row in results.get("growth", []):
-        where = f"growth, d={row['depth']}, nb={row['num_branches']}"
+        where = f"growth, oneDNN {row.get('onednn', usual)}, d={row['depth']}, nb={row['num_branches']}"
         found |= {f"{where}, batch {size}": times for size, times in row["batches"].items()}
     for row in results.get("training", []):
         where = f"training, d={row['depth']}, nb={row['num_branches']}, batch {row['batch_size']}"

@@ -125,10 +125,9 @@ def against_limit(
     seconds: float,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Measures Hydra, its limit, HydraRes (K = 4), all branches and a mask, and plain networks.
+    """Measures Hydra, its limit, all branches and a mask, and the plain network of the same depth.
 
-    HydraRes has d = 6 where the Hydra has d = 3, and the plain network d = 27: what the paper needs for
-    the same accuracy on CIFAR-100; for other depths, twice and nine times d.
+    What takes the place of a Hydra of some accuracy is in `equal_accuracy.py`.
 
     Args:
         folder: where to export to.
@@ -160,17 +159,11 @@ def against_limit(
     masked = f"all {num_branches} branches, masked"
     first = usual(active)
     subjects.export_masked(model, folder / "masked", subjects.tau_for(model, images, first))
-    larger = subjects.make_hydra(2 * depth, num_branches)
-    hydrares = f"HydraRes, d={2 * depth}, K=4"
-    subjects.export_hydra(larger, folder / "hydrares", 0.0)
-    models |= {masked: folder / "masked", hydrares: folder / "hydrares"}
+    plain = f"plain ResNet, d={depth}"
+    subjects.export_plain(depth, folder / "plain")
+    models |= {masked: folder / "masked", plain: folder / "plain"}
     megaflops[masked] = inference_flops(flops, num_branches) / 1e6
-    megaflops[hydrares] = inference_flops(hydra_costs(larger)["flops"], 4) / 1e6
-    for d in (depth, 9 * depth):
-        name = f"plain ResNet, d={d}"
-        subjects.export_plain(d, folder / f"plain{d}")
-        models[name] = folder / f"plain{d}"
-        megaflops[name] = plain_costs(subjects.ResNet(d), subjects.NUM_CLASSES)["flops"] / 1e6
+    megaflops[plain] = plain_costs(subjects.ResNet(depth), subjects.NUM_CLASSES)["flops"] / 1e6
 
     expected = {f"hydra, lambda {first}": masked}
     reference, results = f"limit, lambda {first}", []
@@ -272,7 +265,7 @@ def growth(
     depths: Sequence[int],
     branch_counts: Sequence[int],
     seconds: float,
-    onednn: str,
+    onednn: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> list[dict]:
     """Measures how time, memory, size and load time of the served graph grow with nb and d, at lambda 2.
@@ -282,11 +275,11 @@ def growth(
         depths: list of d, each with the first number of branches. branch_counts: list of nb, each with
             the first depth.
         seconds: at least so long for each batch size.
-        onednn: of `ONEDNN`.
+        onednn: of `ONEDNN`, each in turn.
         say: callable for each table's text.
 
     Returns:
-        list of dicts: depth, num_branches, batches ({"1", "64": ms, low, high}), load_ms, graph_kb,
+        list of dicts: depth, num_branches, onednn, batches ({"1", "64": ms, low, high}), load_ms, graph_kb,
         weights_mb, process_mb.
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
@@ -297,32 +290,34 @@ def growth(
         path = folder / f"d{depth}_nb{branches}"
         subjects.export_hydra(model, path, subjects.tau_for(model, images, 2))
         models[f"d={depth} nb={branches}"] = path
-    together = run_job(models, images, [1, 64], 1, seconds, onednn=onednn)
     results = []
-    for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
-        alone = run_job({name: path}, images, [], 1, 0, onednn=onednn)
-        weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
-        batches = {
-            str(size): summarise(together["times_ms"][size], name, together["cpu_ms"][size])[name]
-            for size in (1, 64)
-        }
-        results.append(
-            {
+    for told in onednn:
+        together = run_job(models, images, [1, 64], 1, seconds, onednn=told)
+        rows = [["d", "nb", "ms at batch 1", "CPU", "at 64", "CPU", "load ms"]]
+        rows[0] += ["graph KB", "weights MB", "process MB"]
+        for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
+            alone = run_job({name: path}, images, [], 1, 0, onednn=told)
+            times = {
+                str(size): summarise(together["times_ms"][size], name, together["cpu_ms"][size])[name]
+                for size in (1, 64)
+            }
+            weights = sum(file.stat().st_size for file in (path / "variables").iterdir())
+            row = {
                 "depth": depth,
                 "num_branches": branches,
-                "batches": batches,
+                "onednn": told,
+                "batches": times,
                 "load_ms": float(np.median(together["load_ms"][name])),
                 "graph_kb": (path / "saved_model.pb").stat().st_size / 1e3,
                 "weights_mb": weights / 1e6,
                 "process_mb": alone["process_mb"],
             }
-        )
-    say(f"\nGrowth at lambda 2, one thread, oneDNN {onednn}")
-    rows = [["d", "nb", "ms at batch 1", "at 64", "load ms", "graph KB", "weights MB", "process MB"]]
-    for row in results:
-        numbers = [f"{row['batches']['1']['ms']:.2f}", f"{row['batches']['64']['ms']:.1f}"]
-        numbers += [f"{row['load_ms']:.0f}"]
-        numbers += [f"{row['graph_kb']:.0f}", f"{row['weights_mb']:.1f}", f"{row['process_mb']:.0f}"]
-        rows.append([str(row["depth"]), str(row["num_branches"]), *numbers])
-    say(table(rows, text_columns=()))
+            results.append(row)
+            numbers = [f"{times['1'][key]:.2f}" for key in ("ms", "cpu")]
+            numbers += [f"{times['64'][key]:.1f}" for key in ("ms", "cpu")]
+            numbers += [f"{row['load_ms']:.0f}"]
+            numbers += [f"{row['graph_kb']:.0f}", f"{row['weights_mb']:.1f}", f"{row['process_mb']:.0f}"]
+            rows.append([str(depth), str(branches), *numbers])
+        say(f"\nGrowth at lambda 2, one thread, oneDNN {told}")
+        say(table(rows, text_columns=()))
     return results

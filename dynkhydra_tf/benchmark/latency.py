@@ -202,7 +202,7 @@ def latency_text(rows: Sequence[dict]) -> str:
     for row in rows:
         branches = [number(row[key], ".2f") for key in ("active_branches", "timed_active_branches")]
         measured = [f"{row['ms']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}", f"{row['cpu']:.3f}"]
-        measured.append(_plain_text(*plain_of_equal_accuracy(row, rows)))
+        measured.append(bounds_text(*plain_of_equal_accuracy(row, rows)))
         spread = "-" if row["top1_deviation"] is None else f"{row['top1_deviation']:.2%}"
         cost = [f"{row['top1']:.2%}", f"{spread} ({row['seeds']})", f"{row['flops'] / 1e6:.1f}"]
         trained = [str(row["batch_size"]), str(row["epochs"]), row["schedule"]]
@@ -211,11 +211,11 @@ def latency_text(rows: Sequence[dict]) -> str:
     return table(cells, text_columns=(0, 1, 4))
 
 
-def _plain_text(least, most):
-    """What `plain_of_equal_accuracy` gives, as text."""
+def bounds_text(least: float | None, most: float | None, form: str = ".3f") -> str:
+    """Returns what `plain_of_equal_accuracy` gives as text: "-" where there is neither bound."""
     if least is None:
-        return "-" if most is None else f"< {most:.3f}"
-    return f"> {least:.3f}" if most is None else f"{least:.3f}"
+        return "-" if most is None else f"< {most:{form}}"
+    return f"> {least:{form}}" if most is None else f"{least:{form}}"
 
 
 def _taus(model, taus):

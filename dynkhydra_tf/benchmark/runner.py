@@ -6,13 +6,15 @@ A job: {"native": path of native.py, "models": {name: (directory, signature)}, "
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
 at least 2}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
 "times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64
-images}}. In place of a directory there may be a .onnx file, which ONNX Runtime answers.
+images}}. In place of a directory there may be a .onnx file, which ONNX Runtime answers, or a .torch file, see
+`pytorch.py`.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
 down for a while slows all alike.
 """
 
 import importlib.util
+import pathlib
 import pickle
 import sys
 import time
@@ -70,8 +72,18 @@ class OnnxRequest:
         """Nothing to release."""
 
 
+def _module(path):
+    """The module of a file; this process's path has none of our packages."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def open_model(native: ModuleType, path: str, threads: int) -> Any:
     """Loads an export into its runtime."""
+    if path.endswith(".torch"):
+        return _module(pathlib.Path(__file__).with_name("pytorch.py")).TorchModel(path, threads)
     return (OnnxModel if path.endswith(".onnx") else native.SavedModel)(path, threads)
 
 
@@ -126,10 +138,7 @@ def main(job_path: str, result_path: str) -> None:
     """Runs the job."""
     with open(job_path, "rb") as file:
         job = pickle.load(file)
-    spec = importlib.util.spec_from_file_location("native", job["native"])
-    native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(native)
-    models, load_ms, memory_mb = load(native, job)
+    models, load_ms, memory_mb = load(_module(job["native"]), job)
     measured = {size: times(models, job, size) for size in job["batch_sizes"]}
     result = {
         "load_ms": load_ms,

@@ -5,7 +5,10 @@ the differences are those of the method. B is the batch axis.
 """
 
 import os
+import pathlib
+import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.backbones import ResNet
 from dynkhydra_tf.backbones.blocks import ConvBN
+from dynkhydra_tf.backbones.resnet import BasicBlock
 from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
@@ -33,15 +37,22 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def make_hydra(depth: int, num_branches: int, seed: int = 0) -> Hydra:
-    """Returns a `Hydra` of random weights, 100 classes and K = 4 whose gate spreads as a trained one does.
+def make_hydra(
+    depth: int,
+    num_branches: int,
+    seed: int = 0,
+    top_k: int = TOP_K,
+    combine: str = "gate_weighted",
+    num_classes: int = NUM_CLASSES,
+) -> Hydra:
+    """Returns a `Hydra` of random weights whose gate spreads as a trained one does.
 
     The gater's classifier is set so that its logits, over random images, are independent and normal; each
     branch is then the first choice of about as many images as any other.
     """
     keras.utils.set_random_seed(seed)
-    clusters = [index % num_branches for index in range(max(NUM_CLASSES, num_branches))]
-    model = Hydra(ResNet(depth), clusters, top_k=TOP_K, tau=0.0, combine="gate_weighted", branch_weight=0.0)
+    clusters = [index % num_branches for index in range(max(num_classes, num_branches))]
+    model = Hydra(ResNet(depth), clusters, top_k=top_k, tau=0.0, combine=combine, branch_weight=0.0)
     trunk, pool, dense = model.gater.layers
     sample = model.normalize(images(512, seed=1))
     # Moving statistics as those of a batch: the gate is then the same in training and at inference.
@@ -72,11 +83,12 @@ def class_names(model: Hydra | Plain) -> list[str]:
 def tau_for(model: Hydra, batch: np.ndarray, active: float) -> float:
     """Returns the tau at which the images of a batch run `active` branches on average (1 to K)."""
     gate = np.sort(model(batch)["gate"].numpy(), axis=1)[:, ::-1]
-    further = np.sort(gate[:, 1:TOP_K].ravel())[::-1]  # the first branch always runs
+    further = np.sort(gate[:, 1 : model.top_k].ravel())[::-1]  # the first branch always runs
     wanted = round((active - 1) * len(batch))
     if wanted == 0:
         return 0.99
-    return float(further[wanted - 1]) if wanted < further.size else 0.0
+    # Between two probabilities: at one of them rounding would decide.
+    return float(further[wanted - 1 : wanted + 1].mean()) if wanted < further.size else 0.0
 
 
 # === Exports ===
@@ -159,6 +171,37 @@ def export_network(model: Plain, path: str | os.PathLike) -> None:
         return {"probabilities": graph.answer(batch, None)["probabilities"]}
 
     write_endpoints({"serving_default": _on_images(classify, model.backbone.input_shape)}, path)
+
+
+def export_pytorch(model: Hydra | Plain, path: str | os.PathLike, tau: float = 0.0) -> None:
+    """Writes a ResNet's `Plain`, or its `Hydra` with all branches and a mask, for `pytorch.py`."""
+    content: dict[str, Any] = {"image_shape": model.backbone.input_shape, "parts": {}, "branches": []}
+    content |= {key: np.float32(getattr(model.normalize, key)) for key in ("scale", "offset")}
+    branches: list[keras.Layer] = []
+    if isinstance(model, Hydra):
+        model, branches = _folded(model, model.num_branches)
+        names = ("stem", "gater", "combiner")
+        content |= {"top_k": model.top_k, "tau": tau, "combine": model.combine}
+    else:
+        model, names = model.for_inference(), ("network",)
+        fold(model.network)
+    content["parts"] = {name: _described(getattr(model, name)) for name in names}
+    content["branches"] = [_described(branch) for branch in branches]
+    pathlib.Path(path).write_bytes(pickle.dumps(content))
+
+
+def _described(layer):
+    """A folded layer as a list of the tuples that `pytorch.py` reads."""
+    if isinstance(layer, keras.Sequential):
+        return [described for part in layer.layers for described in _described(part)]
+    if isinstance(layer, ConvBN):
+        kernel = layer.conv.kernel.numpy()[::-1, ::-1]
+        return [("conv", kernel, layer.norm.beta.numpy(), layer.strides, layer.relu)]
+    if isinstance(layer, BasicBlock):
+        return [("block", _described(layer.conv1) + _described(layer.conv2), layer.strides)]
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return [("pool",)]
+    return [("dense", layer.kernel.numpy(), layer.bias.numpy())]
 
 
 def _served(graph, tau):

@@ -39,8 +39,8 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
     Returns:
         dict: depth, num_branches, batch_size, active_branches; routed_first_step_s (building included),
         routed_peak_mb, and the same of dense; steps: {"routed", "dense", "optimizer", "branches" (forward and
-        back, on features that are there): {"ms", "low", "high"}}, median and quartiles; dense_over_routed,
-        None without dense steps.
+        back, on features that are there): {"ms", "low", "high", "cpu"}}, median and quartiles, and the median
+        of the processors' time; dense_over_routed, None without dense steps.
     """
     batch = subjects.images(batch_size), np.arange(batch_size, dtype=np.int32) % subjects.NUM_CLASSES
     batch = tuple(map(tf.constant, batch))
@@ -70,15 +70,19 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
             steps["branches"], steps["optimizer"] = _branches_alone(model, batch[0]), _optimizer_alone(model)
         del logs
     taken: dict[str, list[float]] = {name: [] for name in steps}
+    spent: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, run in steps.items():
             if name == "dense" and turn > dense_rounds:
                 continue
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             run()
             if turn:
                 taken[name].append((time.perf_counter() - start) * 1e3)
-    found["steps"] = {name: _spread(times) for name, times in taken.items()}
+                spent[name].append((time.process_time() - cpu) * 1e3)
+    found["steps"] = {
+        name: _spread(times) | {"cpu": float(np.median(spent[name]))} for name, times in taken.items()
+    }
     ratios = np.array(taken.get("dense", [])) / np.array(taken["routed"][:dense_rounds])
     return found | {"dense_over_routed": float(np.median(ratios)) if dense_rounds else None}
 
@@ -136,7 +140,17 @@ def training_steps(
     sizes = [(depths[0], nb, min(rounds, DENSE_ROUNDS)) for nb in branch_counts]
     sizes += [(depth, branch_counts[0], 0) for depth in depths[1:]]
     say(f"\nTraining, batch {batch_size}, K=4, augmentation not included")
-    header = ["d", " nb", "lambda", "first step s", "routed ms", "images/s", "dense ms", "dense / routed"]
+    header = [
+        "d",
+        " nb",
+        "lambda",
+        "first step s",
+        "routed ms",
+        "CPU ms",
+        "images/s",
+        "dense ms",
+        "dense / routed",
+    ]
     header += ["branches", "optimizer", "peak MB"]
     say("  ".join(header))
     results = []
@@ -164,7 +178,8 @@ def images_per_s(row: dict[str, Any]) -> float:
 def _cells(row):
     ms = {name: times["ms"] for name, times in row["steps"].items()}
     cells = [str(row["depth"]), str(row["num_branches"]), f"{row['active_branches']:.2f}"]
-    cells += [f"{row['routed_first_step_s']:.1f}", f"{ms['routed']:.0f}", f"{images_per_s(row):.0f}"]
+    cells += [f"{row['routed_first_step_s']:.1f}", f"{ms['routed']:.0f}"]
+    cells += [f"{row['steps']['routed']['cpu']:.0f}", f"{images_per_s(row):.0f}"]
     cells += [number(ms.get("dense"), ".0f"), number(row["dense_over_routed"], ".2f")]
     cells += [f"{ms[part] / ms['routed']:.0%}" for part in ("branches", "optimizer")]
     return [*cells, f"{row['routed_peak_mb']:.0f}"]
