@@ -43,6 +43,15 @@ def test_the_number_of_threads_is_as_protobuf_writes_it(threads):
     assert (config.intra_op_parallelism_threads, config.inter_op_parallelism_threads) == (threads, threads)
 
 
+def test_bfloat16_is_asked_for_as_protobuf_writes_it():
+    config = tf.compat.v1.ConfigProto.FromString(native.thread_config(3) + native.BFLOAT16)
+    rewriting = config.graph_options.rewrite_options
+    assert config.intra_op_parallelism_threads == 3
+    assert rewriting.auto_mixed_precision_onednn_bfloat16 == type(rewriting).ON
+    rewriting.ClearField("auto_mixed_precision_onednn_bfloat16")
+    assert not rewriting.ListFields(), "and nothing else"
+
+
 @pytest.mark.parametrize("threads", [-1, 4097, 1 << 31, 1.5, "2"])
 def test_a_number_of_threads_that_is_none(model_dir, threads):
     with pytest.raises(native.ModelError, match=r"threads must be a whole number in 0\.\.4096\. Received:"):

@@ -3,7 +3,7 @@
 from dynkhydra_tf.data.augment import Augmentation, make_augmentation
 from dynkhydra_tf.data.catalog import DATASETS, find_entry, load_data, open_data
 from dynkhydra_tf.data.image_data import CACHES, ImageData
-from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from dynkhydra_tf.data.pipeline import evaluation_batches, some_images, steps_per_epoch, training_batches
 from dynkhydra_tf.data.preprocessing import FITS, preprocess
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "make_augmentation",
     "open_data",
     "preprocess",
+    "some_images",
     "steps_per_epoch",
     "training_batches",
 ]

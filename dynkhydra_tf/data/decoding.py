@@ -8,7 +8,15 @@ of its palette, and a photo that was taken on its side is turned.
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf.data.headers import FORMATS, MAX_PIXELS, MAX_SIDE, NOT_SUPPORTED, Bytes, read_header
+from dynkhydra_tf.data.headers import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_SIDE,
+    NOT_SUPPORTED,
+    Bytes,
+    Header,
+    read_header,
+)
 
 DAMAGED = "damaged or cut off"
 
@@ -44,7 +52,12 @@ def _decode(file, max_pixels):
     wanted = f"a picture must be {FORMATS}, of 1 to {max_pixels} pixels. Received:"
     message = [wanted, header.name, "of width and height", header.sides]
     with tf.control_dependencies([tf.debugging.Assert(header.supported & fits, message)]):
-        still = tf.identity(header.still)
+        return decode_still(file, header._replace(still=tf.identity(header.still)))
+
+
+def decode_still(file: tf.Tensor, header: Header) -> tf.Tensor:
+    """Decodes an image file whose header was read, and found to be in order: see `decode_picture`."""
+    still = header.still
     image = tf.cond(
         header.name == "BMP",
         lambda: _decode_bmp(still),

@@ -226,7 +226,11 @@ def _read_gif(name, file, beginning):
         return tf.where(values == 0, 2 * places + 1, 2 * (places + 1 + values) + 1)
 
     first = 13 + table(content.number(10, 1))
-    frame = _jump(content, size, first, 0, block, piece)
+    frame = tf.cond(
+        content.number(first, 1) == ord("!"),
+        lambda: _jump(content, size, first, 0, block, piece),
+        lambda: tf.convert_to_tensor(first, tf.int64),
+    )
     found = (frame < size) & (content.number(frame, 1) == ord(","))
     frame = tf.where(found, frame, 0)
     pieces = frame + 11 + table(content.number(frame + 9, 1))

@@ -148,6 +148,23 @@ def evaluation_batches(data: ImageData, split: str, batch_size: int) -> tf.data.
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
+def some_images(data: ImageData, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `count` images of a split, evenly spread over it: (n,S,S,3) uint8, and their labels (n,) int32.
+
+    No others are decoded.
+
+    Raises:
+        UserError: an unknown split, one without images, or a source that has no random access.
+    """
+    size = data.sizes[split]
+    places = np.linspace(0, size - 1, min(count, size)).astype(np.int64)
+    fetched = tf.data.Dataset.from_tensor_slices(places).map(
+        data.fetch(split), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    images, labels = fetched.batch(len(places)).get_single_element()
+    return images.numpy(), labels.numpy()
+
+
 def _read(data, split, batches, batch_size):
     """From a dataset of indices (B,) and something else of each image to (images, labels, that)."""
     together = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}

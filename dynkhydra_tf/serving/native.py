@@ -26,6 +26,8 @@ SIGNATURES = "assets.extra/signatures.json"
 _STRING = 7
 _STRING_BYTES = 24  # sizeof(TF_TString)
 _MOST_THREADS = 4096  # TensorFlow ends the process where the system has no more
+# A ConfigProto: graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 is ON.
+BFLOAT16 = b"\x52\x05\x52\x03\xf8\x01\x01"
 _P, _N, _B, _I = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int
 
 
@@ -75,6 +77,8 @@ class SavedModel:
         library: path of the shared library; default, the one of the installed tensorflow.
         signatures: what the file `SIGNATURES` of an export holds, for a SavedModel that has none; None to
             read the file.
+        bfloat16: whether oneDNN computes convolutions and matrix products in bfloat16; of use on a processor
+            that has it.
 
     Attributes:
         signatures: dict of `Signature` by name.
@@ -90,8 +94,9 @@ class SavedModel:
         threads: int = 0,
         library: str | os.PathLike | None = None,
         signatures: dict | None = None,
+        bfloat16: bool = False,
     ) -> None:
-        config = thread_config(threads)
+        config = thread_config(threads) + (BFLOAT16 if bfloat16 else b"")
         self._tf = tf = _library(library)
         with contextlib.ExitStack() as kept, contextlib.ExitStack() as passing:
             status = _held(passing, tf.TF_NewStatus, tf.TF_DeleteStatus)

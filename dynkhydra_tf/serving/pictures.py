@@ -8,11 +8,12 @@ one, so the files go through such a pipeline. B files, S side of an image.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dynkhydra_tf.data.decoding import DAMAGED, decode_picture
+from dynkhydra_tf.data.decoding import DAMAGED, decode_still
 from dynkhydra_tf.data.headers import MAX_SIDE, read_header
 from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.serving.connection import SEND_ALONE
@@ -42,60 +43,68 @@ def prepare_pictures(
     Returns:
         images (B, S, S, 3) uint8, black where a file is bad; error (B) string, why it is, else empty.
     """
-    fits = _fit(image_bytes, max_pixels)
-    image_bytes = tf.where(fits, image_bytes, BLACK)
-    images, good = _each(lambda file: preprocess(decode_picture(file, max_pixels), size, fit), image_bytes)
-    bad = tf.where(~good)
-    reasons = tf.cond(
-        tf.reduce_all(good),
-        lambda: tf.zeros((0,), tf.string),
-        lambda: _each(lambda file: _reason(file, max_pixels), tf.gather_nd(image_bytes, bad))[0],
+    files = tf.concat([image_bytes, [BLACK]], axis=0)  # the last one, so that there always is a sound one
+    last = tf.size(image_bytes, tf.int64)
+    headers, readable = _each(lambda place: _read(files[place]), tf.range(last + 1), last)
+    reasons = tf.where(readable, _why_refused(headers, max_pixels), DAMAGED)
+    wanted = _fitting(reasons == "", headers.sides, files, max_pixels)
+
+    def decoded(place):
+        header = tf.nest.map_structure(lambda values: values[place], headers)
+        return preprocess(_decode(files[place], header), size, fit)
+
+    images, good = _each(decoded, tf.concat([tf.where(wanted)[:, 0], [last]], axis=0), last)
+    too_many = f"the request's pictures have too many pixels: {SEND_ALONE}"
+    refused = tf.where(reasons == "", too_many, reasons)
+    errors = tf.where(good, "", tf.where(wanted, DAMAGED, refused))
+    return images[:-1], errors[:-1]
+
+
+# Traced once for all signatures.
+_read = tf.function(read_header, autograph=False)
+_decode = tf.function(decode_still, autograph=False)
+
+
+def _each(function: Callable, places: tf.Tensor, last: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """A function of some files; of the sound one in place of those where it raises or is not asked.
+
+    Args:
+        function: of a file's place, () int64; returns tensors.
+        places: (n,) int64, those that are asked for, the last one `last`.
+        last: () int64, B, the place of the sound file.
+
+    Returns:
+        What it returns for each file, the sound one too, (B + 1, ...); (B + 1) bool, where it was asked for
+        and did not raise, False for the sound one.
+    """
+    done = tf.data.Dataset.from_tensor_slices(places).map(
+        lambda place: (place, function(place)), num_parallel_calls=AT_ONCE
     )
-    errors = tf.scatter_nd(bad, reasons, tf.shape(good, tf.int64))
-    return images, tf.where(fits, errors, f"the request's pictures have too many pixels: {SEND_ALONE}")
+    came, values = done.ignore_errors().batch(last + 1).get_single_element()
+    sound = tf.size(came) - 1
+    found = tf.tensor_scatter_nd_update(tf.fill([last + 1], sound), came[:, tf.newaxis], tf.range(sound + 1))
+    return tf.nest.map_structure(lambda each: tf.gather(each, found), values), found < sound
 
 
-def _fit(files, max_pixels):
-    """(B) bool, which of the files may be decoded together: the smaller pictures first."""
+def _why_refused(headers, max_pixels):
+    """(n,) string, why pictures are not decoded, by their headers alone; empty where they are."""
+    pixels = tf.reduce_prod(headers.sides, axis=1)
+    reason = tf.where(pixels == 0, DAMAGED, "")
+    too_long = tf.reduce_max(headers.sides, axis=1) > MAX_SIDE
+    reason = tf.where(too_long, f"more than {MAX_SIDE} pixels a side", reason)
+    reason = tf.where(pixels > max_pixels, f"more than {max_pixels} pixels", reason)
+    return tf.where(headers.supported, reason, headers.name)
+
+
+def _fitting(sound, sides, files, max_pixels):
+    """(n,) bool, which of the sound pictures may be decoded together: the smaller ones first.
+
+    A long strip counts more than its pixels: a row takes its time however short it is. One alone always may.
+    """
     length = tf.reduce_sum(tf.cast(tf.strings.length(files), tf.int64))
     most = tf.maximum(np.int64(max_pixels), PIXELS_OF_A_BYTE * length)
-
-    def fitting():
-        # Of what cannot be read, the one pixel of `BLACK`.
-        pixels, _ = _each(lambda file: _work(read_header(file).sides, max_pixels), files)
-        order = tf.argsort(pixels, stable=True)
-        within = tf.cumsum(tf.gather(pixels, order)) <= most
-        return tf.scatter_nd(order[:, tf.newaxis], within, tf.shape(within))
-
-    return tf.cond(tf.size(files) > 1, fitting, lambda: tf.fill(tf.shape(files), True))
-
-
-def _each(function: Callable, files: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A function of each file, or of `BLACK` where it raises, and (B) bool, where it does not."""
-    count = tf.size(files, tf.int64)
-    files = tf.concat([files, [BLACK]], axis=0)  # the last one, so that there always is one
-    done = tf.data.Dataset.range(count + 1).map(
-        lambda place: (place, function(files[place])), num_parallel_calls=AT_ONCE
-    )
-    places, values = done.ignore_errors().batch(count + 1).get_single_element()
-    last = tf.size(places) - 1
-    found = tf.tensor_scatter_nd_update(tf.fill([count], last), places[:-1, tf.newaxis], tf.range(last))
-    return tf.gather(values, found), found < last
-
-
-def _work(sides, max_pixels):
-    """The pixels of a picture, none of one that is not decoded for its size; of a long strip more.
-
-    A row takes its time however short it is.
-    """
-    work = tf.reduce_max(sides) * tf.maximum(tf.reduce_min(sides), LEAST_SIDE)
-    return tf.where(tf.reduce_prod(sides) > max_pixels, np.int64(0), work)
-
-
-@tf.function(autograph=False)  # traced once, as the decoder is
-def _reason(file, max_pixels):
-    """Why `decode_picture` refuses a file, by its header; where that is in order, it is damaged."""
-    header = read_header(file)
-    reason = tf.where(tf.reduce_max(header.sides) > MAX_SIDE, f"more than {MAX_SIDE} pixels a side", DAMAGED)
-    reason = tf.where(tf.reduce_prod(header.sides) > max_pixels, f"more than {max_pixels} pixels", reason)
-    return tf.where(header.supported, reason, header.name)
+    work = tf.reduce_max(sides, axis=1) * tf.maximum(tf.reduce_min(sides, axis=1), LEAST_SIDE)
+    work = tf.where(sound, work, 0)
+    order = tf.argsort(work, stable=True)
+    within = (tf.cumsum(tf.gather(work, order)) <= most) | (tf.reduce_sum(tf.cast(sound, tf.int32)) == 1)
+    return sound & tf.scatter_nd(order[:, tf.newaxis], within, tf.shape(within))

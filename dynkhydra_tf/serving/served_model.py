@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.plain import Plain
+    from dynkhydra_tf.serving.samples import Samples
 
-QUANTIZATIONS = ("float16", "dynamic")
+QUANTIZATIONS = {"litert": ("float16", "dynamic"), "onnx": ("int8",)}  # of each format
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -34,7 +35,7 @@ class ServedModel:
         top_classes: int in 0..M, k of the top-k outputs; 0 for none.
         input_dtype: "uint8" or "float32", of the input `images`.
         batch_sizes: rising ints, the batch sizes to warm up and those that a server may batch requests to.
-        quantize: smaller weights, see `litert`; None for float32.
+        quantize: one of the format's `QUANTIZATIONS`, see `litert` and `onnx_int8`; None for float32.
         max_batch: the most images of a request; None: as many as have the pixels of 256 of 32 x 32, and
             no fewer than the largest of batch_sizes.
         max_pixels: of the largest picture that a request may hold; None: 16 megapixels, or 256 times an
@@ -42,6 +43,7 @@ class ServedModel:
         tau_rows: rows of `Evaluation.tau_table`; images: (n, S, S, 3) uint8, some of those that they were
             measured on, to be timed; validation: what the model did on all of them, see `drift`. For a
             SavedModel of a Hydra, where the data are there.
+        samples: images to quantise and to check with, which int8 needs.
 
     Raises:
         UserError: a name, a number of top classes or of images that cannot be served.
@@ -63,6 +65,7 @@ class ServedModel:
     tau_rows: Sequence[Mapping] = ()
     images: Union["np.ndarray", None] = None
     validation: Histograms | None = None
+    samples: Union["Samples", None] = None
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -105,6 +108,11 @@ class ServedModel:
                     f"{format} does not take {option}, but {', '.join(taken) or 'no such option'}. "
                     f"Received: {option}={value!r}"
                 )
+        if self.quantize not in (None, *(allowed := QUANTIZATIONS.get(format, ()))):
+            raise UserError(
+                f"quantize of {format} must be one of {', '.join(allowed)}. "
+                f"Received: quantize={self.quantize!r}"
+            )
 
     @property
     def image_size(self) -> int:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.quiet import without_noise
 from dynkhydra_tf.serving.formats import single_file
-from dynkhydra_tf.serving.served_model import QUANTIZATIONS, ServedModel
+from dynkhydra_tf.serving.served_model import ServedModel
 
 FILE = "model.tflite"
 OPTIONS = ("quantize",)
@@ -24,9 +23,8 @@ def convert(served: ServedModel, directory: str | os.PathLike) -> str:
     """Writes model.tflite, see `formats`; in float32, it must compute what Keras does."""
     served.check_options("litert", OPTIONS)
     content = to_litert(served.model, served.tau, served.quantize)
-    return single_file.write(
-        served, directory, FILE, content, "LiteRT", lambda: run(content), exact=not served.quantize
-    )
+    verdict = single_file.verify(served, "LiteRT", lambda: run(content), exact=not served.quantize)
+    return single_file.write(served, directory, FILE, content, "LiteRT", verdict)
 
 
 def load(directory: str | os.PathLike, threads: int | None = None) -> Callable:
@@ -45,13 +43,7 @@ def to_litert(model: Hydra | Plain, tau: float | None, quantize: str | None = No
 
     Returns:
         The flatbuffer; its signature is "serving_default".
-
-    Raises:
-        UserError: an unknown `quantize`.
     """
-    if quantize not in (None, *QUANTIZATIONS):
-        allowed = ", ".join(QUANTIZATIONS)
-        raise UserError(f"quantize must be one of {allowed}. Received: quantize={quantize!r}")
     # Named: the concrete function alone does not keep the model alive.
     function = single_file.without_variables(model, tau)
     # Without the second argument, a place for variables (there are none), the file has no signature.

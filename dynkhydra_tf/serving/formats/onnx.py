@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.serving.formats import single_file
+from dynkhydra_tf.serving.formats import onnx_int8, single_file
 from dynkhydra_tf.serving.served_model import ServedModel
 
 FILE = "model.onnx"
-OPTIONS = ()
+OPTIONS = ("quantize",)
 
 _OPSET = 16  # the first in which ScatterND can add, and so runs in the oldest runtimes
 
@@ -21,10 +21,14 @@ def check_installed() -> None:
 
 
 def convert(served: ServedModel, directory: str | os.PathLike) -> str:
-    """Writes model.onnx, see `formats`."""
+    """Writes model.onnx, see `formats`; int8 must be as right as float32, see `single_file`."""
     served.check_options("onnx", OPTIONS)
     content = to_onnx(served.model, served.tau)
-    return single_file.write(served, directory, FILE, content, "ONNX Runtime", lambda: run(content))
+    verdict = single_file.verify(served, "ONNX Runtime", lambda: run(content))
+    if served.quantize:
+        exact, content = content, onnx_int8.quantized(content, served.samples.calibration)
+        verdict = single_file.verify_accuracy(served.samples, run(exact), run(content))
+    return single_file.write(served, directory, FILE, content, "ONNX Runtime", verdict)
 
 
 def load(directory: str | os.PathLike, threads: int | None = None) -> Callable:

@@ -27,9 +27,11 @@ from dynkhydra_tf.gating import select_branches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.graph import InferenceGraph
+from dynkhydra_tf.serving.samples import Samples
 from dynkhydra_tf.serving.served_model import ServedModel
 
 _FLOAT32_LIMIT = 1e-4  # rounding stays below a tenth of it; a wrong graph is far above
+_MOST_LOST = 1.0  # percentage points of top-1
 _FITS = {
     "stretch": "resize",
     "pad": "pad with zeros to a square, resize",
@@ -92,16 +94,67 @@ def check(run: Callable, model: Hydra | Plain, tau: float | None, num_images: in
     return Check(float(errors.max(initial=0)), int(same.sum()), int((~same).sum()))
 
 
+def verify(served: ServedModel, runtime: str, load: Callable, exact: bool = True) -> str:
+    """Checks a converted model in its runtime.
+
+    Args:
+        served: what was converted.
+        runtime: the runtime's name, for the user.
+        load: loads it into the runtime, and returns what `check` runs; raises UserError where the runtime is
+            not installed.
+        exact: whether the model must compute what Keras does, to float32's rounding.
+
+    Returns:
+        What came of it, in words.
+
+    Raises:
+        UserError: an `exact` model that computes something else.
+    """
+    try:
+        checked = check(load(), served.model, served.tau)
+    except UserError as missing:
+        return f"not checked: {missing}"
+    verdict = _verdict(checked, runtime)
+    # Not "error > limit": that lets NaN pass.
+    if exact and not (checked.max_error <= _FLOAT32_LIMIT and checked.images):
+        raise UserError(f"The conversion to {runtime} changed the model. {verdict}")
+    return verdict
+
+
+def verify_accuracy(samples: Samples, exact: Callable, quantized: Callable) -> str:
+    """Checks that a quantised model is as often right as the exact one, on images that neither has seen.
+
+    Args:
+        samples: the images.
+        exact, quantized: the models, functions from images to outputs.
+
+    Returns:
+        What came of it, in words.
+
+    Raises:
+        UserError: it is right less often, by more than a percentage point.
+    """
+    before, after = (_top1(run, samples) for run in (exact, quantized))
+    found = (
+        f"top-1 {after:.2f} % of {len(samples.images)} {samples.split}, in float32 {before:.2f} %, at most "
+        f"{_MOST_LOST:g} point less is allowed"
+    )
+    if before - after > _MOST_LOST:
+        raise UserError(f"The quantised model loses too much: {found}. Export it without --quantize=int8")
+    return found
+
+
+def _top1(run, samples, batch_size=50):
+    """How often a model is right, in percent."""
+    starts = range(0, len(samples.images), batch_size)
+    given = [run(samples.images[start : start + batch_size])["class_id"] for start in starts]
+    return 100 * float(np.mean(np.concatenate(given) == samples.labels))
+
+
 def write(
-    served: ServedModel,
-    directory: str | os.PathLike,
-    file: str,
-    content: bytes,
-    runtime: str,
-    load: Callable,
-    exact: bool = True,
+    served: ServedModel, directory: str | os.PathLike, file: str, content: bytes, runtime: str, verdict: str
 ) -> str:
-    """Checks a converted model in its runtime and writes it, labels.txt (a class name a line) and its card.
+    """Writes a converted model, labels.txt (a class name a line) and its card.
 
     Args:
         served: what was converted.
@@ -109,29 +162,14 @@ def write(
         file: the model's file name.
         content: the converted model.
         runtime: the runtime's name, for the user.
-        load: loads `content` into the runtime, and returns what `check` runs; raises UserError where the
-            runtime is not installed.
-        exact: whether the model must compute what Keras does, to float32's rounding.
+        verdict: what its check found.
 
     Returns:
         What came of it, and what the file takes: it cannot decode a picture.
 
     Raises:
-        UserError: a directory that cannot be written to, or an `exact` model that computes something else.
-            The directory is then as it was.
+        UserError: a directory that cannot be written to; it is then as it was.
     """
-    # === Check ===
-    try:
-        checked = check(load(), served.model, served.tau)
-    except UserError as missing:
-        verdict = f"not checked: {missing}"
-    else:
-        verdict = _verdict(checked, runtime)
-        # Not "error > limit": that lets NaN pass.
-        if exact and not (checked.max_error <= _FLOAT32_LIMIT and checked.images):
-            raise UserError(f"The conversion to {runtime} changed the model. {verdict}")
-
-    # === Write ===
     directory = pathlib.Path(directory)
     labels = "".join(f"{name}\n" for name in served.class_names)
     files = {file: content, "labels.txt": labels.encode(), "model_card.md": served.card.encode()}
