@@ -17,8 +17,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dynkhydra_tf.errors import UserError
-
 STRATEGIES = ("none", "mirrored", "workers")
 
 # === For a command: which devices ===
@@ -53,18 +51,9 @@ def set_sync_batch_norm(strategy: tf.distribute.Strategy | None, wanted: bool) -
         strategy.dynkhydra_sync_batch_norm = wanted
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy | None) -> None:
-    """Checks that a batch, which is that of all devices together, can be shared equally.
-
-    Raises:
-        UserError: it cannot.
-    """
-    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-    if batch_size % replicas:
-        raise UserError(
-            f"batch_size is shared equally by {replicas} devices and must be a multiple of {replicas}. "
-            f"Received: batch_size={batch_size}"
-        )
+def count_replicas(strategy: tf.distribute.Strategy | None) -> int:
+    """Returns how many devices of all processes a batch is divided among."""
+    return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
 def dealt(batches: tf.data.Dataset, model: keras.Model, parts: int) -> Any:
@@ -113,32 +102,81 @@ def each_batch(
 # === For a model: within its step ===
 
 
-def is_shared() -> bool:
-    """Whether the step that is traced is one replica's; there nothing is added up within a tf.cond."""
+def is_replica() -> bool:
+    """Whether the step that is traced is one of a strategy, which assigns nothing within a tf.cond."""
     return tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
 
 
+def is_shared() -> bool:
+    """Whether that strategy has several replicas; nothing is added up within a tf.cond."""
+    return is_replica() and tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+
+_pass = threading.local()  # what a pass over a batch knows; replicas are traced in threads of their own
+
+
 def add_up(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the sum over the replicas of each of some tensors of one type, in one message."""
+    """Returns the sum over the replicas of each of some tensors of one type, in one message.
+
+    Parcels of that type travel with it.
+    """
     if not is_shared() or not tensors:
         return list(tensors)
-    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    parcels = [parcel for parcel in _waiting() if parcel.dtype == tensors[0].dtype]
+    _pass.waiting = [parcel for parcel in _waiting() if parcel not in parcels]
+    together = [*tensors, *(tensor for parcel in parcels for tensor in parcel.tensors)]
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in together], axis=0)
     flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
-    parts = tf.split(flat, [tf.size(tensor) for tensor in tensors], num=len(tensors))
-    return [tf.reshape(part, tf.shape(tensor)) for part, tensor in zip(parts, tensors, strict=True)]
+    parts = tf.split(flat, [tf.size(tensor) for tensor in together], num=len(together))
+    sums = iter([tf.reshape(part, tf.shape(tensor)) for part, tensor in zip(parts, together, strict=True)])
+    mine = list(itertools.islice(sums, len(tensors)))
+    for parcel in parcels:
+        parcel.added = list(itertools.islice(sums, len(parcel.tensors)))
+    return mine
 
 
-def anywhere(condition: tf.Tensor) -> tf.Tensor:
-    """Returns bools of any shape, true where a replica has them true."""
-    return add_up([tf.cast(condition, tf.float32)])[0] > 0 if is_shared() else condition
+class Parcel:
+    """Tensors of one type whose sums over the replicas can wait: they travel with the next message.
+
+    A message, however small, takes a millisecond of processor time, and waits for the slowest replica.
+
+    Args:
+        tensors: at least one.
+    """
+
+    def __init__(self, tensors: Sequence[tf.Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.added: list[tf.Tensor] | None = None
+        if is_shared():
+            _pass.waiting = [*_waiting(), self]
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of all the tensors."""
+        return self.tensors[0].dtype
+
+    def sums(self) -> list[tf.Tensor]:
+        """Returns the sums; where there was no message yet, the parcel is one."""
+        if not is_shared():
+            return self.tensors
+        if self.added is None:
+            _pass.waiting = [parcel for parcel in _waiting() if parcel is not self]
+            self.added = add_up(self.tensors)
+        return self.added
+
+
+def _waiting():
+    return getattr(_pass, "waiting", [])
+
+
+def anywhere(condition: tf.Tensor) -> Parcel:
+    """Returns a parcel of bools of any shape as floats; its sum is above 0 where a replica has them true."""
+    return Parcel([tf.cast(condition, tf.float32)])
 
 
 def shares_statistics() -> bool:
     """Whether batch normalisation is to take the statistics of all replicas' images."""
     return is_shared() and getattr(tf.distribute.get_strategy(), "dynkhydra_sync_batch_norm", False)
-
-
-_pass = threading.local()  # what a pass over a batch knows; replicas are traced in threads of their own
 
 
 @contextlib.contextmanager
@@ -177,9 +215,9 @@ def moments(x: tf.Tensor, about: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Te
 def packed(results: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Returns a step's scalars, the same on all replicas, as Keras takes them.
 
-    For several processes that is with a leading axis, each apart averaged over these; here in one message.
+    For several processes that is with a leading axis, each apart averaged over these; here all in one.
     """
-    if is_shared() and isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+    if is_replica() and isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
         return {",".join(results): tf.stack([tf.cast(value, tf.float32) for value in results.values()])[None]}
     return results
 
@@ -202,8 +240,8 @@ def unpacking(step: Callable[..., dict[str, tf.Tensor]]) -> Callable[..., dict[s
 class Moving:
     """What a pass over a batch moves but the weights: statistics of normalisation, states of random draws.
 
-    Within the block the pass leaves them as they are; `apply` then moves them on all replicas alike. Without
-    a strategy they move as they always do.
+    Within the block the pass leaves them as they are; `send` and `apply` then move them on all replicas
+    alike. Where there is one replica they move as they always do.
 
     Args:
         variables: the model's.
@@ -212,6 +250,7 @@ class Moving:
     def __init__(self, variables: Iterable[keras.Variable]) -> None:
         self._variables = list(variables)
         self._before: dict[int, tf.Tensor] = {}
+        self._sent: list[tuple[list[keras.Variable], Parcel]] = []
         self._scope: Any = contextlib.nullcontext()
         if is_shared():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -225,19 +264,19 @@ class Moving:
     def __enter__(self) -> "Moving":
         """Returns itself."""
         self._scope.__enter__()
-        _pass.__dict__.pop("sum_before", None)
+        _pass.__dict__.clear()  # of a pass that could not be traced to its end
         return self
 
     def __exit__(self, *error: object) -> None:
         """Ends the block."""
         self._scope.__exit__(*error)
 
-    def apply(self, images: tf.Tensor, branch_images: tf.Tensor | None) -> None:
-        """Moves them by the mean of what moved them on each replica, over the images that it saw.
+    def send(self, images: tf.Tensor, branch_images: tf.Tensor | None) -> None:
+        """Adds up what moved them on each replica, with the next message.
 
         Args:
             images: scalar, how many of the batch this replica saw.
-            branch_images: (N,), how many each of its branches saw; a branch that ran nowhere stays.
+            branch_images: (N,), how many each of its branches saw.
         """
         if not is_shared():
             return
@@ -247,10 +286,10 @@ class Moving:
             if after is not before:
                 moved.append((variable, before, after))
         for kind in {variable.dtype: None for variable, _, _ in moved}:
-            self._move([entry for entry in moved if entry[0].dtype == kind], images, branch_images)
+            self._send([entry for entry in moved if entry[0].dtype == kind], images, branch_images)
 
-    def _move(self, moved, images, branch_images):
-        """Moves those of one type."""
+    def _send(self, moved, images, branch_images):
+        """Sends those of one type."""
         floats = tf.as_dtype(moved[0][0].dtype).is_floating
         number = tf.float32 if floats else tf.int64
         weights, sums = [], []
@@ -259,11 +298,17 @@ class Moving:
             # A random state moves by the same number wherever it does.
             weights.append(tf.cast(weight if floats else weight > 0, number))
             sums.append(_along(weights[-1], before) * (tf.cast(after, number) - tf.cast(before, number)))
-        totals = add_up(sums + weights)
-        for (variable, _, _), total, weight in zip(moved, totals, totals[len(moved) :], strict=False):
-            weight = _along(weight, total)
-            step = tf.math.divide_no_nan(total, weight) if floats else total // tf.maximum(weight, 1)
-            variable.assign(tf.cast(tf.cast(variable.value, number) + step, variable.dtype))
+        self._sent.append(([variable for variable, _, _ in moved], Parcel(sums + weights)))
+
+    def apply(self) -> None:
+        """Moves them by the mean over the images that each replica saw; a branch that ran nowhere stays."""
+        for variables, parcel in self._sent:
+            totals = parcel.sums()
+            for variable, total, weight in zip(variables, totals, totals[len(variables) :], strict=False):
+                weight = _along(weight, total)
+                floats = total.dtype.is_floating
+                step = tf.math.divide_no_nan(total, weight) if floats else total // tf.maximum(weight, 1)
+                variable.assign(tf.cast(tf.cast(variable.value, total.dtype) + step, variable.dtype))
 
 
 def _along(weight, tensor):

@@ -333,8 +333,9 @@ class Hydra(ImageClassifier):
         if self.optimizer.gradient_accumulation_steps:
             stacks = []  # a branch idle in the last of several batches may have a gradient of another
         before = [tf.convert_to_tensor(stack) for stack in stacks]  # `stack.value` is the variable itself
+        anywhere = distribution.anywhere(tf.reduce_any(forward.needed, axis=0))
         super().update(gradients, forward)
-        ran = distribution.anywhere(tf.reduce_any(forward.needed, axis=0))
+        ran = anywhere.sums()[0] > 0
 
         def restore():
             for stack, value in zip(stacks, before, strict=True):

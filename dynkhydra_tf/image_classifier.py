@@ -260,7 +260,7 @@ class ImageClassifier(keras.Model, abc.ABC):
         images, targets = self._unpacked(data)
         if images.shape[0]:
             return self._train(images, targets)
-        if distribution.is_shared():
+        if distribution.is_replica():
             some = tf.shape(images)[0] > 0
             message = "A batch to train on must have an image for each device."
             with tf.control_dependencies([require(some, message, tf.shape(images)[0])]):
@@ -275,9 +275,8 @@ class ImageClassifier(keras.Model, abc.ABC):
         def test():
             return self._sums(*self.losses_of(images, targets, training=False))
 
-        if images.shape[0]:
-            return self._reported(test())
-        return self._reported(tf.cond(tf.shape(images)[0] > 0, test, self._report.nothing))
+        told = test() if images.shape[0] else tf.cond(tf.shape(images)[0] > 0, test, self._report.nothing)
+        return self._reported(told, distribution.Parcel(tf.nest.flatten(told)))
 
     def _unpacked(self, data):
         needs = [need for loss in self.loss_terms.values() for need in loss.needs]
@@ -293,12 +292,19 @@ class ImageClassifier(keras.Model, abc.ABC):
             means = {name: Sums(value.loss, images).mean for (name, value), images in shares}
             total = losses.total(self.loss_terms, means)
             scaled = self.optimizer.scale_loss(total)
+        # All this travels with the gradients: a step has two messages, how many images there are, and this.
+        moving.send(tf.shape(images)[0], self.branch_images(forward))
+        told = self._sums(sums, forward, targets)
+        parcel = distribution.Parcel(tf.nest.flatten(told))
         if self.trainable_variables:
-            self.update(tape.gradient(scaled, self.trainable_variables), forward)
-        moving.apply(tf.shape(images)[0], self.branch_images(forward))
+            gradients = tape.gradient(scaled, self.trainable_variables)
+            if self.optimizer.gradient_accumulation_steps:
+                parcel.sums()  # these gradients wait, and travel within a tf.cond
+            self.update(gradients, forward)
+        moving.apply()
         if self.trainable_variables:
             update_averages(self)
-        return self._reported(self._sums(sums, forward, targets))
+        return self._reported(told, parcel)
 
     def branch_images(self, forward: Any) -> tf.Tensor | None:
         """Returns how many images each branch ran on, (N,) int32; None where there are none."""
@@ -317,9 +323,8 @@ class ImageClassifier(keras.Model, abc.ABC):
         numbers = self.numbers(forward, targets)
         return sums | {name: losses.sums_of(values) for name, values in numbers.items()}
 
-    def _reported(self, sums):
-        of_all = distribution.add_up(tf.nest.flatten(sums))
-        self._report.update(tf.nest.pack_sequence_as(sums, of_all))
+    def _reported(self, sums, parcel):
+        self._report.update(tf.nest.pack_sequence_as(sums, parcel.sums()))
         return self._results()
 
     def _results(self):

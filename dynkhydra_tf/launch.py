@@ -3,8 +3,8 @@
     python -m dynkhydra_tf.launch --workers=2 -- --flagfile=configs/digits.cfg
 
 What follows -- goes to train.py. Each process is a worker with a port of its own; what it prints is told with
-its name before it. When one fails the others are ended, and the exit status is its; Ctrl-C and SIGTERM are
-passed on, and then the run is saved.
+its name before it. When one fails it is named, the others are ended, and the exit status is its; Ctrl-C and
+SIGTERM are passed on, and then the run is saved.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.tf_config import VARIABLE, write_config
 
 TRAIN = ("-m", "dynkhydra_tf.train", "--distribute=workers")  # what Python runs
-# Of the others, once one has failed: to see by themselves that it is gone, and after SIGTERM.
-SECONDS_TO_SEE, SECONDS_TO_END = 30.0, 10.0
+# Of the others, once one has failed: to end by themselves, as all do that know what is wrong, and after
+# SIGTERM, which ends those that still wait for it.
+SECONDS_TO_SEE, SECONDS_TO_END = 5.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ def run_together(commands: Sequence[tuple[str, Sequence[str], Mapping[str, str]]
     Returns:
         0 where all end well, else the exit status of the first that does not, 128 + the signal that ended it.
     """
+    names = [name for name, _, _ in commands]
     processes: list[subprocess.Popen] = []
     received: list[int] = []
 
@@ -121,6 +123,10 @@ def run_together(commands: Sequence[tuple[str, Sequence[str], Mapping[str, str]]
         at_end.callback(send, processes, signal.SIGKILL)
         if not (first := _wait_for_failure(processes)):
             return 0
+        failed = names[[process.returncode for process in processes].index(first)]
+        if not received:
+            how = f"with status {first}" if first > 0 else f"by {signal.Signals(-first).name}"
+            print(f"error: {failed} ended {how}, and so do the others", file=sys.stderr, flush=True)
         for seconds, number in ((SECONDS_TO_SEE, signal.SIGTERM), (SECONDS_TO_END, signal.SIGKILL)):
             _wait(processes, seconds)
             send(processes, number)

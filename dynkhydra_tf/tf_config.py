@@ -39,11 +39,6 @@ class Cluster:
         """How many there are."""
         return len(self.addresses)
 
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.index == 0
-
     def describe(self, index: int) -> str:
         """What one of them is called in a message: "worker 1 (host2:2222)"."""
         return f"{self.names[index]} ({self.addresses[index]})"

@@ -56,6 +56,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
     from dynkhydra_tf.data import (
         find_entry,
         open_data,
+        part_of_batch,
         steps_per_epoch,
     )
     from dynkhydra_tf.data.augment import check_augmentation
@@ -96,7 +97,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
         teacher = open_teacher(distillation.distill, data, part_dtype(optimisation.mixed_precision), run.path)
     if branched:
         warn_of_small_clusters(data.num_classes, network.num_branches)
-    distribution.check_batch_size(optimisation.batch_size, strategy)
+    part_of_batch(optimisation.batch_size, (0, distribution.count_replicas(strategy)))  # it can be divided
     distribution.set_sync_batch_norm(strategy, settings.distribution.sync_batch_norm)
     steps = steps_per_epoch(data, optimisation.batch_size)
     check_augmentation(settings.augmentation, data)

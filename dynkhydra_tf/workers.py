@@ -246,7 +246,7 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
     try:
         with _guard(f"error: a worker came and did not start within {SECONDS_TO_START} s: see what it tells"):
             _configure(cluster)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            strategy = _strategy()
         signal.signal(signal.SIGTERM, before)  # TensorFlow takes it, and does not end
         workers = SeveralWorkers(cluster, strategy)
         yield workers
@@ -258,8 +258,22 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
     except lost as error:
         if not re.search("[cC]ollective|[cC]oordination|remote target|heartbeat", str(error)):
             raise
-        print(f"error: {_lost_text(cluster, str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {lost_text(cluster, str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(LOST) from None
+
+
+def _strategy():
+    """TensorFlow's, without the two messages by which Keras averages each step's results over the workers.
+
+    They are the same on all, for a step computes them from sums over these: see `distribution.packed`.
+    """
+    import tensorflow as tf
+
+    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
+        def reduce(self, reduce_op, value, axis):
+            return tf.reduce_mean(self.experimental_local_results(value)[0], axis)
+
+    return Strategy()
 
 
 def wait_for_all(cluster: Cluster, seconds: float) -> None:
@@ -312,12 +326,19 @@ def _configure(cluster):
     )
 
 
-def _lost_text(cluster, error):
+def lost_text(cluster: Cluster, error: str) -> str:
+    """Returns the line that tells of a lost worker what TensorFlow's many lines say: which one, and why."""
+    error = re.sub(r"\{\{.*?\}\}|\[type\.googleapis.*?\]", "", error)  # nodes, named after their own device
     found = re.search(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", error)
     named = f"{found[1]} {found[2]}" if found else ""
-    who = cluster.describe(cluster.names.index(named)) if named in cluster.names else "another worker"
-    reason = re.search(r"aborted by: ([^\n]*)|([^\n]*)", error)
-    reason = next(filter(None, reason.groups()), "no reason given")
+    index = cluster.names.index(named) if named in cluster.names else None
+    who = "another worker" if index is None else cluster.describe(index)
+    if index == cluster.index:
+        who = f"the others, which heard nothing of this one, {who}, for {SECONDS_OF_SILENCE} s"
+    lines = [line.strip() for line in re.sub(r".*aborted by:", "", error, flags=re.DOTALL).splitlines()]
+    about_the_graph = r"|Graph execution error.*|Detected at node.*|File .*|<.*|\(?\d+\)? .*|\[\[.*"
+    said = [line for line in lines if not re.fullmatch(about_the_graph, line)]
+    reason = said[0].strip(" .") if said else "no reason given"
     return (
         f"Lost the connection to {who} ({reason}). What the run saved is safe: the same command on all "
         "workers, without --overwrite, goes on from its last checkpoint"

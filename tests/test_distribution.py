@@ -1,5 +1,7 @@
 """Two replicas against one, on two logical devices of the processor (see conftest.py)."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -89,6 +91,16 @@ def test_two_replicas_train_as_one_does(make, batch, kind):
     )
 
 
+def test_a_step_has_two_messages(make, batch, monkeypatch):
+    sent = []
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+    monkeypatch.setattr(
+        tf.distribute.ReplicaContext, "all_reduce", lambda *args: sent.append(1) or all_reduce(*args)
+    )
+    make("hydra", "mirrored").fit(*batch(LABELS), batch_size=8, verbose=0)
+    assert len(sent) == 2 * 2  # of each replica, traced once
+
+
 def test_statistics_of_replicas_are_averaged_over_the_images_that_each_saw(make, batch):
     images, labels = batch(LABELS)
     images[:4] //= 4  # the halves differ
@@ -124,7 +136,8 @@ def test_replicas_draw_differently_and_stay_alike():
     def step():
         with distribution.Moving([generator.state]) as moving:
             drawn = keras.random.uniform((3,), seed=generator)
-        moving.apply(tf.constant(4), None)
+        moving.send(tf.constant(4), None)
+        moving.apply()
         return drawn
 
     first, second = strategy.experimental_local_results(
@@ -157,11 +170,16 @@ def test_tables_over_replicas_count_every_image_once(make, batch):
 # === The command ===
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_one_line():
-    strategy = distribution.open_strategy("mirrored")
-    with pytest.raises(UserError, match=r"a multiple of 2. Received: batch_size=5"):
-        distribution.check_batch_size(5, strategy)
-    distribution.check_batch_size(5, None)
+def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(run_command, tmp_path, capsys):
+    places = (f"--run_dir={tmp_path}/run", "--dataset=digits", "--image_size=8", "--num_branches=2")
+    assert (
+        run_command(train.main, Settings, *places, "--top_k=1", "--batch_size=5", "--distribute=mirrored")
+        == 2
+    )
+    told = capsys.readouterr().err
+    assert re.search(r"^error: batch_size must be a multiple of 2, .* Received: batch_size=5$", told, re.M)
+    assert not (tmp_path / "run").exists()
+    assert distribution.count_replicas(None) == 1
     with pytest.raises(UserError, match="--sync_batch_norm is for resnet"):
         parse(["--sync_batch_norm", "--backbone=MobileNetV2"])
 

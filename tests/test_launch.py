@@ -25,7 +25,7 @@ def test_what_each_prints_has_its_name_and_all_end_well(capfd):
 
 
 @pytest.mark.parametrize(("ending", "status"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
-def test_the_first_failure_ends_the_rest_and_its_status_is_told(monkeypatch, ending, status):
+def test_the_first_failure_ends_the_rest_and_its_status_is_told(monkeypatch, capfd, ending, status):
     monkeypatch.setattr(launch, "SECONDS_TO_SEE", 0.2)
     monkeypatch.setattr(launch, "SECONDS_TO_END", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -37,6 +37,8 @@ def test_the_first_failure_ends_the_rest_and_its_status_is_told(monkeypatch, end
     ]
     assert launch.run_together(commands) == status
     assert time.monotonic() - begun < 30
+    how = "by SIGKILL" if status > 128 else f"with status {status}"
+    assert capfd.readouterr().err == f"error: b ended {how}, and so do the others\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -14,7 +14,7 @@ from dynkhydra_tf import launch
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.runs.layout import RunLayout
 from dynkhydra_tf.tf_config import Cluster
-from dynkhydra_tf.workers import ALONE, open_workers, wait_for_all
+from dynkhydra_tf.workers import ALONE, lost_text, open_workers, wait_for_all
 from tests.conftest import ROOT
 
 STEPS = 4  # in an epoch of worker_process.py
@@ -95,6 +95,39 @@ def test_workers_that_differ_or_lack_something_train_not_at_all(tmp_path):
 
 
 # === Without other processes ===
+
+TWO = Cluster(("worker 0", "worker 1"), ("a:1", "b:2"), 0)
+GRAPH = "Graph execution error:\n\nDetected at node CollectiveReduceV2 defined at (most recent call last):\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            f"{GRAPH}<stack traces unavailable>\nCollective ops is aborted by: Connection reset by peer\n"
+            "Additional GRPC error information from remote target /job:worker/replica:0/task:1:\n"
+            "\t [[{{node CollectiveReduceV2}}]] [Op:__inference_multi_step_on_iterator_3220]",
+            "worker 1 (b:2) (Connection reset by peer)",
+        ),
+        (f"{GRAPH}Socket closed\n\t [[{{{{node x}}}}]] [Op:y]", "another worker (Socket closed)"),
+        (
+            "{{function_node __wrapped__CollectiveBcastSend_device_/job:worker/replica:0/task:0/device:C:0}} "
+            "Collective ops is aborted by: Task /job:worker/replica:0/task:1 heartbeat timeout. "
+            "[type.googleapis.com/tensorflow.CoordinationServiceError='']",
+            "worker 1 (b:2) (Task /job:worker/replica:0/task:1 heartbeat timeout)",
+        ),
+        (
+            "Unexpected heartbeat request from an already-in-error task: /job:worker/replica:0/task:0",
+            "the others, which heard nothing of this one, worker 0 (a:1), for 30 s (Unexpected heartbeat "
+            "request from an already-in-error task: /job:worker/replica:0/task:0)",
+        ),
+        (GRAPH, "another worker (no reason given)"),
+    ],
+)
+def test_a_lost_worker_is_told_in_one_line(error, told):
+    line = lost_text(TWO, error)
+    assert line.startswith(f"Lost the connection to {told}. What the run saved is safe")
+    assert "\n" not in line
 
 
 def test_one_process_has_nobody_to_ask():

@@ -110,7 +110,7 @@ def training_batches(
 
 
 def part_of_batch(batch_size: int, part: tuple[int, int]) -> slice:
-    """Which images of a batch are worker `index`'s of `count`, part = (index, count).
+    """Which images of a batch are worker `index`'s of `count`, or a device's, part = (index, count).
 
     Raises:
         UserError: they do not come out even.
@@ -118,8 +118,8 @@ def part_of_batch(batch_size: int, part: tuple[int, int]) -> slice:
     index, count = part
     if batch_size % count:
         raise UserError(
-            f"batch_size must be a multiple of {count}, the number of workers, which take equal parts of it. "
-            f"Received: batch_size={batch_size}"
+            f"batch_size must be a multiple of {count}, the number of workers or devices, which take equal "
+            f"parts of it. Received: batch_size={batch_size}"
         )
     size = batch_size // count
     return slice(index * size, (index + 1) * size)
