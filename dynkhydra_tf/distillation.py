@@ -14,7 +14,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.folding import fold
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.runs import open_trained
+from dynkhydra_tf.runs import class_changes, open_trained
 
 
 class Teacher:
@@ -105,7 +105,7 @@ def open_teacher(
     if set(names) != set(data.class_names):
         raise UserError(
             f"distill must be a network of the classes of {data.name}. Received: {path}, "
-            f"{_difference(names, data.class_names)}"
+            f"its classes: {class_changes(names, data.class_names)}"
         )
     size = model.backbone.input_shape[0]
     if size != data.image_size:
@@ -116,12 +116,3 @@ def open_teacher(
     place = {name: index for index, name in enumerate(names)}
     print(f"Teacher: {path}, {type(model).__name__} on {model.backbone.description}.", flush=True)
     return Teacher(model, [place[name] for name in data.class_names], part_dtype)
-
-
-def _difference(then, now):
-    """Which classes a teacher lacks, or has and the data do not."""
-    missing, others = ([name for name in a if name not in b] for a, b in ((now, then), (then, now)))
-    found = [("without", missing), ("with others,", others)]
-    return " and ".join(
-        f"{word} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" for word, names in found if names
-    )

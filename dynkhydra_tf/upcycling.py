@@ -18,7 +18,7 @@ from dynkhydra_tf.backbones.first_weights import copy_weights
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
-from dynkhydra_tf.runs import open_trained
+from dynkhydra_tf.runs import class_changes, open_trained
 from dynkhydra_tf.settings import NetworkSettings
 
 # What says how a backbone is trained, and no more; and how it is divided, and nothing of its plain network.
@@ -48,9 +48,11 @@ class Source:
         """
         own, count = self.model.class_names, self.model.num_classes
         if count != len(class_names) or (own is not None and own != tuple(class_names)):
+            known = own is not None
+            found = class_changes(own, class_names) if known else f"{count}, the data have {len(class_names)}"
             raise UserError(
-                f"init_from must be a network of the same classes. Received: {self.path} with {count} classes"
-                f"{_some(own)}, the data with {len(class_names)}{_some(class_names)}"
+                "init_from must be a network of the same classes. "
+                f"Received: {self.path}, its classes: {found}"
             )
 
     def start(self, model: Hydra | Plain) -> None:
@@ -135,12 +137,6 @@ def _check_widths(source, network, backbone):
 
 def _difference(name, now, then):
     return f"other {name}" if len(str(now)) > 40 else f"{name} {then}, not {now}"
-
-
-def _some(names):
-    if names is None:
-        return ""
-    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 # === From a plain network ===

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.errors import UserError, first_few
 from dynkhydra_tf.files import write_text
 
 
@@ -42,7 +42,7 @@ class ClassPartition:
         object.__setattr__(self, "cluster_of_class", tuple(int(c) for c in self.cluster_of_class))
         twice = [name for name, count in Counter(self.class_names).items() if count > 1]
         if twice:
-            raise UserError(f"Class names must differ. Received twice: {_some(twice)}.")
+            raise UserError(f"Class names must differ. Received twice: {first_few(twice)}.")
         if not self.class_names or len(self.class_names) != len(self.cluster_of_class):
             raise UserError(
                 f"A partition gives one cluster to each class. Received {len(self.class_names)} classes and "
@@ -51,7 +51,7 @@ class ClassPartition:
         if set(self.cluster_of_class) != set(range(self.num_branches)):
             raise UserError(
                 "Clusters are numbered from 0 and each has at least one class. Received the numbers "
-                f"{_some(sorted(set(self.cluster_of_class)))}."
+                f"{first_few(sorted(set(self.cluster_of_class)))}."
             )
 
     @property
@@ -124,7 +124,7 @@ class ClassPartition:
             "not of this data set": sorted(set(found) - set(wanted)),
         }
         if any(problems.values()):
-            text = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
+            text = "; ".join(f"{kind}: {first_few(names)}" for kind, names in problems.items() if names)
             raise UserError(f"Partition file {path} must name every class exactly once. Classes {text}.")
         cluster_of = {name: cluster for cluster, names in enumerate(clusters) for name in names}
         try:
@@ -162,7 +162,7 @@ def _read_record(path: str | os.PathLike) -> dict:
     form = '{"dataset": NAME, "clusters": [[CLASS NAME, ...], ...]}'
     missing = {"dataset", "clusters"} - set(record if isinstance(record, dict) else ())
     if missing:
-        raise UserError(f"Partition file {path} lacks {_some(sorted(missing))}: it has the form {form}.")
+        raise UserError(f"Partition file {path} lacks {first_few(sorted(missing))}: it has the form {form}.")
     clusters = record["clusters"]
     well_formed = isinstance(clusters, list) and all(
         isinstance(names, list) and names and all(isinstance(name, str) for name in names)
@@ -178,9 +178,3 @@ def _read_record(path: str | os.PathLike) -> dict:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _some(items: Sequence, most: int = 5) -> str:
-    """The first few items for an error message, and how many more there are."""
-    text = ", ".join(repr(item) for item in items[:most])
-    return text if len(items) <= most else f"{text} and {len(items) - most} more"

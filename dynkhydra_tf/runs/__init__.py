@@ -17,6 +17,7 @@ epoch is found in metrics.csv, and every file is written beside its place and re
 is built on it are imported where they are used: to read what a run says of itself takes a moment.
 """
 
+from dynkhydra_tf.runs.data_record import class_changes
 from dynkhydra_tf.runs.directory import RunDirectory
 from dynkhydra_tf.runs.finished import FinishedRun, open_trained, run_of, run_state
 from dynkhydra_tf.runs.layout import EvaluationFile, RunFile
@@ -29,6 +30,7 @@ __all__ = [
     "RunDirectory",
     "RunFile",
     "check_network",
+    "class_changes",
     "load_network",
     "open_run",
     "open_trained",

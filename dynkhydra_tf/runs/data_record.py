@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.errors import UserError, first_few
 
 
 def read_record(path: pathlib.Path) -> dict | None:
@@ -47,8 +47,7 @@ def class_changes(then: Sequence[str], now: Sequence[str]) -> str:
     found = []
     for word, names in (("gone", set(then) - set(now)), ("new", set(now) - set(then))):
         if names:
-            named = ", ".join(map(repr, sorted(names)[:5])) + (", ..." if len(names) > 5 else "")
-            found.append(f"{word}: {len(names)} of the classes ({named})")
+            found.append(f"{word}: {len(names)} of the classes ({first_few(sorted(names))})")
     if not found:
         place = next(place for place, pair in enumerate(zip(then, now, strict=True)) if len(set(pair)) > 1)
         found.append(f"the same in another order: class {place} is {now[place]!r}, not {then[place]!r}")
