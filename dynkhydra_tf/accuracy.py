@@ -21,27 +21,29 @@ from dynkhydra_tf.tables import table
 
 @dataclasses.dataclass(frozen=True)
 class Exits:
-    """What the shared trunk of a model says of each image, and the rest of the model without it.
+    """What the part of a model by which images can exit says of each, and the rest of the model without it.
 
     Attributes:
-        trunk: the trunk's answers; their confidence is what `Hydra.exit_confidence` is compared with.
+        part: "stem", the classifier on its map, or "trunk", the shared one.
+        early: its answers; their confidence is what `Hydra.exit_confidence` is compared with.
         predicted, top5, active: (T, n), as of `Evaluation`, had no image exited.
     """
 
-    trunk: Predictions
+    part: str
+    early: Predictions
     predicted: np.ndarray
     top5: np.ndarray
     active: np.ndarray
 
     def at(self, confidence: float) -> np.ndarray:
-        """Returns (n,) bool, the images that the trunk answers alone."""
-        return exits(self.trunk.confidence[:, np.newaxis], confidence).numpy()
+        """Returns (n,) bool, the images that it answers alone."""
+        return exits(self.early.confidence[:, np.newaxis], confidence).numpy()
 
     def served(self, place: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns active and predicted, (n,) int each, at a confidence; `place` is that of the tau."""
         alone = self.at(confidence)
         active = np.where(alone, 0, self.active[place])
-        return active, np.where(alone, self.trunk.predicted, self.predicted[place])
+        return active, np.where(alone, self.early.predicted, self.predicted[place])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Evaluation:
         loss: (T, n) float, the cross-entropy, in nats.
         gate_probability: (n,) float, the largest gate probability, in 0..1.
         exit_confidence: the model's.
-        exits: of a model with a shared trunk; None of others.
+        exits: of a model with an exit; None of others.
     """
 
     taus: np.ndarray
@@ -99,25 +101,25 @@ class Evaluation:
         Keys: tau, top1, top5, gater_accuracy (in 0..1), active_branches (lambda),
         images_by_active_branches (index 0: one branch), branch_use (share of the images that used
         each branch), cluster_accuracy (top-1 over the images of each branch's partition; None where
-        the split has none), confusion (see `confusion_at`). With a shared trunk also exit_confidence, exits
-        (share of the images), images_that_exit, and trunk_top1, of the trunk alone.
+        the split has none), confusion (see `confusion_at`). With an exit also exit_confidence, exits
+        (share of the images), images_that_exit, and stem_top1 or trunk_top1, of that part alone.
         """
         t = self._place(tau)
         clusters = range(self.used.shape[1])
         of_cluster = [self.top1[t][self.own_branch == cluster] for cluster in clusters]
-        of_trunk = {}
+        early = {}
         if self.exits:
-            of_trunk = {
+            early = {
                 "exit_confidence": self.exit_confidence,
                 "exits": self.exit_share,
                 "images_that_exit": int((self.active[t] == 0).sum()),
-                "trunk_top1": float(self.exits.trunk.top1.mean()),
+                f"{self.exits.part}_top1": float(self.exits.early.top1.mean()),
             }
         return {
             "tau": float(tau),
             "top1": float(self.top1[t].mean()),
             "top5": float(self.top5[t].mean()),
-            **of_trunk,
+            **early,
             "gater_accuracy": float((self.gate_choice == self.own_branch).mean()),
             "active_branches": float(self.active[t].mean()),
             "images_by_active_branches": np.bincount(self.active[t])[1:].tolist(),
@@ -168,7 +170,7 @@ class Evaluation:
 
         Args:
             flops: FLOPs by part, from `hydra_costs`.
-            exit_confidence: of a model with a shared trunk; None: the model's.
+            exit_confidence: of a model with an exit; None: the model's.
         """
         if exit_confidence is not None:
             return [
@@ -190,7 +192,7 @@ class Evaluation:
 
     @property
     def exit_share(self) -> float:
-        """The share of the images that the trunk answers alone."""
+        """The share of the images that exit."""
         return float(self.exits.at(self.exit_confidence).mean()) if self.exits else 0.0
 
     def exit_table(
@@ -204,7 +206,7 @@ class Evaluation:
             confidences: floats in (0, 1]; they and the model's own have a row each, in rising order.
 
         Returns:
-            The rows; [] where there is no shared trunk.
+            The rows; [] where none can exit.
         """
         if self.exits is None:
             return []
@@ -212,10 +214,10 @@ class Evaluation:
         for confidence in sorted({self.exit_confidence, *map(float, confidences)}):
             alone = self.exits.at(confidence)
             top1, top5, active = (
-                float(np.where(alone, of_trunk, of_all).mean())
-                for of_trunk, of_all in (
-                    (self.exits.trunk.top1, self.exits.predicted[t] == self.labels),
-                    (self.exits.trunk.top5, self.exits.top5[t]),
+                float(np.where(alone, early, of_all).mean())
+                for early, of_all in (
+                    (self.exits.early.top1, self.exits.predicted[t] == self.labels),
+                    (self.exits.early.top5, self.exits.top5[t]),
                     (0, self.exits.active[t]),
                 )
             )
@@ -237,8 +239,8 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
     """Evaluates a `Hydra` at its own tau and others, in one pass over the images.
 
     A lower tau selects all that a higher one does, so each image runs what the lowest needs, and each
-    tau combines its part. No image exits in the pass: what the trunk says is known of all, and so the results
-    at any exit confidence are.
+    tau combines its part. No image exits in the pass: what the early classifier says is known of all, and so
+    the results at any exit confidence are.
 
     Args:
         model: `Hydra`.
@@ -255,7 +257,7 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         labels = tf.cast(labels, tf.int32)
         forward = model.forward(images, taus[0])
         own_branch = tf.one_hot(tf.gather(model.cluster_of_class, labels), model.num_branches)  # (B, N)
-        of_trunk = _ranked(forward.class_logits, labels) if model.trunk else ()
+        early = _ranked(forward.early_logits, labels) if model.can_exit else ()
         ranks, selections = [], []
         for tau in taus:
             selected = select_branches(forward.gate, model.top_k, tau)
@@ -264,8 +266,8 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
             selections.append(selected)
         selections = tf.cast(tf.stack(selections), tf.float32)  # (T, B, N)
         active = tf.cast(tf.reduce_sum(selections, axis=2), tf.int32)
-        if model.trunk:
-            goes_on = ~exits(of_trunk[2][:, tf.newaxis], model.exit_confidence)
+        if model.can_exit:
+            goes_on = ~exits(early[2][:, tf.newaxis], model.exit_confidence)
             own_branch *= tf.cast(goes_on, tf.float32)[:, tf.newaxis]
         return (
             labels,
@@ -274,13 +276,13 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
             tf.reduce_max(forward.gate, axis=1),
             active,
             *map(tf.stack, zip(*ranks, strict=True)),
-            *of_trunk,
+            *early,
         )
 
     results = [[value.numpy() for value in found] for found in each_batch(model, step, batches)]
     labels, gate_choice, used_in, gate, *others = zip(*results, strict=True)
     active, *ranks = (np.concatenate(values, axis=-1) for values in others)
-    predicted, top5, confidence, loss, *of_trunk = ranks
+    predicted, top5, confidence, loss, *early = ranks
     evaluation = Evaluation(
         taus=np.array(taus),
         predicted=predicted,
@@ -294,16 +296,18 @@ def evaluate(model: Hydra, batches: tf.data.Dataset, taus: Sequence[float] = ())
         loss=loss,
         gate_probability=np.concatenate(gate),
     )
-    return _with_exits(evaluation, of_trunk, model.exit_confidence) if model.trunk else evaluation
+    if not model.can_exit:
+        return evaluation
+    return _with_exits(evaluation, "stem" if model.exit else "trunk", early, model.exit_confidence)
 
 
-def _with_exits(evaluation, of_trunk, confidence):
-    """The evaluation of a model with a shared trunk from what it said without exits, and its trunk."""
-    trunk = Predictions(evaluation.labels, *of_trunk)
-    found = Exits(trunk, evaluation.predicted, evaluation.top5, evaluation.active)
+def _with_exits(evaluation, part, early, confidence):
+    """The evaluation of a model with an exit from what it said without, and what the early part did."""
+    early = Predictions(evaluation.labels, *early)
+    found = Exits(part, early, evaluation.predicted, evaluation.top5, evaluation.active)
     alone = found.at(confidence)
     answers = {
-        name: np.where(alone, getattr(trunk, name), getattr(evaluation, name))
+        name: np.where(alone, getattr(early, name), getattr(evaluation, name))
         for name in ("predicted", "top5", "confidence", "loss")
     }
     active = np.where(alone, 0, evaluation.active)

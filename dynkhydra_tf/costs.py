@@ -4,7 +4,8 @@
 
 FLOPs are 2 x the multiply-adds of convolutions and dense layers for one image, as in the paper's
 tables; element-wise operations are not counted. cost(image) = stem + gater + lambda branch + combiner;
-where a shared trunk answers alone, without the last two.
+where a shared trunk answers alone, without the last two, where a classifier on the stem's map does, the stem
+and that.
 """
 
 import dataclasses
@@ -28,22 +29,23 @@ NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "im
 
 
 def branched_costs(
-    backbone: "Backbone", num_classes: int, num_branches: int, trunk: bool = False
+    backbone: "Backbone", num_classes: int, num_branches: int, trunk: bool = False, stem_exit: bool = False
 ) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
 
     Args:
         backbone: `Backbone`. num_classes: M. num_branches: nb.
         trunk: whether the gater shares its trunk; its classifier has then M outputs.
+        stem_exit: whether there is a classifier on the stem's map.
 
     Returns:
         {"flops": {"stem", "gater", "branch", "combiner"}, "parameters": {"stem", "gater", "branches",
-        "combiner", "heads"}}, ints. A branch's FLOPs are those of one branch; parameters are those of
-        all. The heads are not part of inference, nor of its FLOPs.
+        "combiner", "heads"}}, ints; with `stem_exit` both have "exit", too. A branch's FLOPs are those of one
+        branch; parameters are those of all. The heads are not part of inference, nor of its FLOPs.
     """
     from dynkhydra_tf.flop_count import count_flops
     from dynkhydra_tf.heads import BranchHeads
-    from dynkhydra_tf.model_parts import make_combiner, make_gater, make_trunk_gater
+    from dynkhydra_tf.model_parts import make_combiner, make_exit, make_gater, make_trunk_gater
 
     stem, features_shape = _built(backbone.stem(), backbone.input_shape)
     gater = make_trunk_gater(backbone, num_classes) if trunk else make_gater(backbone, num_branches)
@@ -52,7 +54,7 @@ def branched_costs(
     combiner, _ = _built(make_combiner(projection_shape[-1], num_classes), projection_shape)
     heads = BranchHeads(num_branches, num_classes)
     heads.build((None, projection_shape[-1]))
-    return {
+    costs = {
         "flops": {
             "stem": count_flops(stem, backbone.input_shape),
             "gater": count_flops(gater, features_shape),
@@ -67,6 +69,11 @@ def branched_costs(
             "heads": heads.count_params(),
         },
     }
+    if stem_exit:
+        early, _ = _built(make_exit(features_shape, num_classes), features_shape)
+        costs["flops"]["exit"] = count_flops(early, features_shape)
+        costs["parameters"]["exit"] = early.count_params()
+    return costs
 
 
 def _built(layer, input_shape):
@@ -77,7 +84,8 @@ def _built(layer, input_shape):
 
 def hydra_costs(model: "keras.Model") -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
-    costs = branched_costs(model.backbone, model.num_classes, model.num_branches, model.trunk)
+    exit_too = model.exit is not None
+    costs = branched_costs(model.backbone, model.num_classes, model.num_branches, model.trunk, exit_too)
     if not model.heads:
         costs["parameters"]["heads"] = 0
     return costs
@@ -88,11 +96,15 @@ def inference_flops(flops: Mapping[str, int], active_branches: float, exits: flo
 
     Args:
         flops: by part, of `hydra_costs`.
-        active_branches: 0 for an image that the trunk answers alone; the mean counts these.
-        exits: the share of such images, which do not run the combiner either.
+        active_branches: 0 for an image that exits; the mean counts these.
+        exits: the share of such images, which do not run the combiner either, nor, where they exit at the
+            stem, the gater.
     """
-    combiner = (1 - exits) * flops["combiner"]
-    return flops["stem"] + flops["gater"] + active_branches * flops["branch"] + combiner
+    if "exit" in flops:
+        always, unless_exit = flops["stem"] + flops["exit"], flops["gater"] + flops["combiner"]
+    else:
+        always, unless_exit = flops["stem"] + flops["gater"], flops["combiner"]
+    return always + (1 - exits) * unless_exit + active_branches * flops["branch"]
 
 
 def inference_parameters(parameters: Mapping[str, int]) -> int:
@@ -145,7 +157,9 @@ def main(options: Options) -> None:
         backbone = make_backbone(network, image_size, depth)
         plain[depth] = plain_costs(backbone, num_classes)
         if network.system == "hydra":
-            branched[depth] = branched_costs(backbone, num_classes, network.num_branches, network.trunk)
+            branched[depth] = branched_costs(
+                backbone, num_classes, network.num_branches, network.trunk, bool(network.exit_weight)
+            )
 
     print(f"{network.backbone} on {data.dataset}: {num_classes} classes, {image_size}x{image_size} px")
     if branched:
@@ -182,10 +196,11 @@ def _plain_rows(plain):
 
 
 def _parameter_rows(branched, plain):
-    rows = [["d", "stem", "gater", "branches", "combiner", "together", "+ heads in training", "plain"]]
+    names = [name for name in next(iter(branched.values()))["parameters"] if name != "heads"]
+    rows = [["d", *names, "together", "+ heads in training", "plain"]]
     for depth, costs in branched.items():
         parts = costs["parameters"]
-        counts = [parts[name] for name in ("stem", "gater", "branches", "combiner")]
+        counts = [parts[name] for name in names]
         counts += [inference_parameters(parts), parts["heads"], plain[depth]["parameters"]]
         rows.append([str(depth), *map(_thousands, counts)])
     return rows
@@ -194,7 +209,8 @@ def _parameter_rows(branched, plain):
 def _flop_rows(branched, plain, top_k, num_branches):
     lambdas = [*range(1, top_k + 1), num_branches]
     names = [*(f"lambda {n}" for n in lambdas[:-1]), f"all {num_branches}"]
-    rows = [["d", "stem", "gater", "a branch", "combiner", *names, "plain"]]
+    parts = [{"branch": "a branch"}.get(name, name) for name in next(iter(branched.values()))["flops"]]
+    rows = [["d", *parts, *names, "plain"]]
     for depth, costs in branched.items():
         parts = costs["flops"]
         counts = [*parts.values(), *(inference_flops(parts, n) for n in lambdas), plain[depth]["flops"]]

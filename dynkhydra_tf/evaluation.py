@@ -9,7 +9,7 @@ Writes into RUN_DIR/evaluation, or --output_dir:
     pairs.csv         a row for each two classes of which one was taken for the other, the worst first
     most_wrong.png    the images that were most wrong; none where there was no mistake
     tau.csv tau.png   the tau table
-    exits.csv         of a shared trunk: the table of exit confidences, at the model's own tau
+    exits.csv         of a network with an exit: the table of exit confidences, at the model's own tau
     branches.png      use and accuracy of each branch
     confusion.png     between clusters
 
@@ -53,7 +53,7 @@ class Options(Checked):
     )
     exit_confidence: tuple[float, ...] = setting(
         EXIT_CONFIDENCES,
-        "Confidences in (0, 1] for the table of exits, of a network with a shared trunk.",
+        "Confidences in (0, 1] for the table of exits, of a network that has one.",
         above=0,
         most=1,
     )
@@ -140,7 +140,8 @@ def _hydra_text(results, clusters):
     )
     counts, least = results["images_by_active_branches"], 1
     if exit_rows := results.get("exit_table"):
-        head += f", the trunk alone {results['trunk_top1']:.2%}"
+        part = "stem" if "stem_top1" in results else "trunk"
+        head += f", the {part} alone {results[f'{part}_top1']:.2%}"
         counts, least = [results["images_that_exit"], *counts], 0
     shares = [f"{count / sum(counts):.1%}" for count in counts]
     used = [["branches used", *map(str, range(least, least + len(shares)))], ["share of images", *shares]]

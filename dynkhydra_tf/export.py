@@ -4,7 +4,7 @@
     python export.py --run_dir=runs/digits --export_dir=edge --format=litert
 
 The served tau is the run's, or --tau, or picked on the validation split for --target_active_branches or
---max_accuracy_drop. A plain network has none. The exit confidence of a shared trunk is the run's, or
+--max_accuracy_drop. A plain network has none. The exit confidence of a network with an exit is the run's, or
 --exit_confidence, or picked on the validation split for --max_exit_drop.
 """
 
@@ -77,7 +77,7 @@ class Options(Checked):
         least=0,
     )
     exit_confidence: float | None = setting(
-        None, "Of a shared trunk: the exit confidence to serve with; default: the run's.", above=0, most=1
+        None, "Of a network with an exit: the confidence to serve with; default: the run's.", above=0, most=1
     )
     max_exit_drop: float | None = setting(
         None,
@@ -160,9 +160,9 @@ def main(options: Options) -> None:
     served.check_options(options.format, format.OPTIONS)
     if isinstance(model, Plain) and options.tau_flags:
         raise UserError(f"{run.path} holds a plain network, without a gate: leave {options.tau_flags[0]} out")
-    can_exit = getattr(model, "trunk", False)
+    can_exit = getattr(model, "can_exit", False)
     if options.exit_flags and not can_exit:
-        raise UserError(f"{run.path} holds no shared trunk: leave {options.exit_flags[0]} out")
+        raise UserError(f"{run.path} holds no network with an exit: leave {options.exit_flags[0]} out")
     if options.exit_confidence is not None:
         model.exit_confidence = options.exit_confidence
 
@@ -256,7 +256,10 @@ def _histograms(evaluation, model, tau, class_names):
     active, predicted = evaluation.active[place], evaluation.predicted[place]
     if evaluation.exits:
         active, predicted = evaluation.exits.served(place, model.exit_confidence)
-    numbers = evaluation.gate_probability, active, predicted
+    gate = evaluation.gate_probability
+    if model.exit:
+        gate = gate * (active > 0)  # an image that exits at the stem never meets the gater
+    numbers = gate, active, predicted
     rows = zip(*(values.tolist() for values in numbers), strict=True)
     return Histograms.of((Seen(gate, count, class_names[label]) for gate, count, label in rows), class_names)
 

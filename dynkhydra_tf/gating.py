@@ -80,10 +80,10 @@ def gate_logits_of(class_logits: tf.Tensor, cluster_of_class: Sequence[int]) -> 
 
 
 def exits(class_probabilities: tf.Tensor, confidence: float | tf.Tensor) -> tf.Tensor:
-    """Returns which images are answered by the trunk, without branches: those of which it is confident.
+    """Returns which images an early classifier answers alone, without branches: those of which it is sure.
 
     Args:
-        class_probabilities: (B, M) floats, the softmax of the trunk's class logits.
+        class_probabilities: (B, M) floats, the softmax of its class logits.
         confidence: float in (0, 1], scalar or (B,): the least probability of the best class; at 1 no image.
 
     Returns:

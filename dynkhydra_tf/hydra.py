@@ -20,6 +20,7 @@ from dynkhydra_tf.model_parts import (
     checked_number,
     checked_whole_number,
     make_combiner,
+    make_exit,
     make_gater,
     make_trunk_gater,
 )
@@ -41,6 +42,7 @@ class Forward(NamedTuple):
             and evaluation of a model with heads.
         class_logits: (B, M) float32, what the trunk says by itself, and trunk: (B, h, w, c), its map; None
             but of a model with a shared trunk.
+        exit_logits: (B, M) float32, what the classifier on the stem's map says; None where there is none.
     """
 
     gate_logits: tf.Tensor
@@ -52,6 +54,12 @@ class Forward(NamedTuple):
     own_logits: tf.Tensor | None = None
     class_logits: tf.Tensor | None = None
     trunk: tf.Tensor | None = None
+    exit_logits: tf.Tensor | None = None
+
+    @property
+    def early_logits(self) -> tf.Tensor | None:
+        """(B, M) float32, by which an image can exit: the stem's classifier's, else a shared trunk's."""
+        return self.class_logits if self.exit_logits is None else self.exit_logits
 
 
 @keras.saving.register_keras_serializable("dynkhydra_tf")
@@ -83,9 +91,10 @@ class Hydra(ImageClassifier):
         trunk: bool, whether the gater shares its trunk, beyond the paper: its map joins the sum of the
             projections, and the gate is the probabilities of a classifier on it, summed by cluster. It learns
             by `losses.gater` alone: the ensemble loss does not reach it through the sum.
-        exit_confidence: float in (0, 1], with trunk: at inference, where the trunk's best class has at least
-            this probability, no branch is selected and the logits are the trunk's. 1: nowhere. It may be set
-            at any time. In training no image exits: a branch sees few enough.
+        exit_confidence: float in (0, 1], with exit_weight or trunk: at inference, where the best class of the
+            stem's classifier, or without one of the trunk, has at least this probability, no branch is
+            selected and the logits are its own; where it is the stem's, the gate is 0 everywhere. 1: nowhere.
+            It may be set at any time. In training no image exits: a branch sees few enough.
         routing: "routed" or "dense", see `Branches`.
         mean, std: three floats each, the channels' mean and standard deviation, 0..255; not used where the
             backbone brings a normaliser of its own.
@@ -94,7 +103,8 @@ class Hydra(ImageClassifier):
         class_names: M str in the order of the labels, and picture_fit: "stretch", "pad" or "crop", how a
             picture becomes square: for `classify`, and kept with the model; None where they are not known.
         loss_settings: NAME_weight, floats >= 0, the weight of each loss of `losses.HYDRA`: ensemble_weight,
-            gater_weight and branch_weight are alpha1, alpha2, alpha3. At branch_weight 0 there are no heads.
+            gater_weight and branch_weight are alpha1, alpha2, alpha3. At branch_weight 0 there are no heads,
+            at exit_weight 0, the default, there is no classifier on the stem's map.
             label_smoothing, float in [0, 1), of L_E and L_b; distill_temperature, float > 0, of L_D;
             gater_targets, "hard" or "teacher", of L_G.
 
@@ -144,6 +154,7 @@ class Hydra(ImageClassifier):
         self._make_parts()
         numbers = {"top1": "up", "top5": "up", "gater_accuracy": "up", "active_branches": None}
         numbers |= {"trunk_top1": "up"} if self.trunk else {}
+        numbers |= {"stem_top1": "up"} if self.exit else {}
         self.finish({"own": num_branches}, numbers)
 
     def _make_parts(self):
@@ -171,6 +182,10 @@ class Hydra(ImageClassifier):
                 )
         self.combiner = make_combiner(projection_shape[-1], self.num_classes, dtype)
         self.combiner.build((None, *projection_shape))
+        self.exit = None
+        if "exit" in self.loss_terms:
+            self.exit = make_exit(features_shape[1:], self.num_classes)
+            self.exit.build(features_shape)
         self.heads = None
         if self.loss_terms["branch"].weight > 0:
             self.heads = BranchHeads(self.num_branches, self.num_classes, name="heads")
@@ -188,7 +203,7 @@ class Hydra(ImageClassifier):
 
     @property
     def exit_confidence(self) -> float:
-        """The confidence at which the trunk answers alone; may be set at any time."""
+        """The confidence at which an image exits; may be set at any time."""
         with tf.init_scope():
             return float(self._exit_confidence.numpy())
 
@@ -198,8 +213,10 @@ class Hydra(ImageClassifier):
 
     def _checked_confidence(self, value):
         value = checked_number(value, "exit_confidence", lambda number: 0 < number <= 1, "in (0, 1]")
-        if value < 1 and not self.trunk:
-            raise ValueError(f"exit_confidence below 1 needs a trunk. Received: exit_confidence={value}")
+        if value < 1 and not (self.trunk or "exit" in self.loss_terms):
+            raise ValueError(
+                f"exit_confidence below 1 needs exit_weight or a trunk. Received: exit_confidence={value}"
+            )
         return value
 
     # === Forward ===
@@ -220,7 +237,7 @@ class Hydra(ImageClassifier):
             own: (B, N) bool, branches to run besides the selected ones; they do not count in the
                 logits. None for inference.
             training: bool, for batch normalisation.
-            exit_confidence: float in (0, 1] or (B,) float32; does nothing without a trunk.
+            exit_confidence: float in (0, 1] or (B,) float32; does nothing where none can exit.
 
         Raises:
             ValueError: images of another shape than the backbone's.
@@ -229,6 +246,8 @@ class Hydra(ImageClassifier):
             features = tf.cast(images, tf.float32)
         else:
             features = self.stem(self.normalized(images), training=training)
+        # The classifier learns by its own loss alone, and nothing else learns by that.
+        exit_logits = self.exit(tf.stop_gradient(features), training=training) if self.exit else None
         trunk = class_logits = None
         if self.trunk:
             to_map, *to_logits = self.gater.layers
@@ -240,15 +259,19 @@ class Hydra(ImageClassifier):
             gate_logits = self.gater(features, training=training)
         gate = tf.nn.softmax(gate_logits)
         selected = select_branches(gate, self.top_k, tau)
-        if self.trunk:
-            alone = exits(tf.nn.softmax(class_logits), exit_confidence)[:, tf.newaxis]
+        early_logits = exit_logits if self.exit else class_logits
+        if self.can_exit:
+            alone = exits(tf.nn.softmax(early_logits), exit_confidence)[:, tf.newaxis]
             selected &= ~alone
         needed = selected if own is None else selected | own
         routes = self.branches(features, needed, training=training)
         logits = self.logits_of(routes, gate, selected, trunk, training=training)
-        if self.trunk:
-            logits = tf.where(alone, class_logits, logits)
-        return Forward(gate_logits, gate, selected, needed, routes, logits, None, class_logits, trunk)
+        if self.can_exit:
+            logits = tf.where(alone, early_logits, logits)
+        if self.exit:
+            gate = tf.where(alone, 0.0, gate)
+        early = class_logits, trunk, exit_logits
+        return Forward(gate_logits, gate, selected, needed, routes, logits, None, *early)
 
     def logits_of(
         self,
@@ -317,11 +340,15 @@ class Hydra(ImageClassifier):
         """Returns what is reported besides the losses: (B,) floats by name."""
         found = {
             **accuracies(forward.logits, targets["labels"]),
-            "gater_accuracy": keras.metrics.sparse_categorical_accuracy(targets["own_branch"], forward.gate),
+            "gater_accuracy": keras.metrics.sparse_categorical_accuracy(
+                targets["own_branch"], forward.gate_logits
+            ),
             "active_branches": tf.reduce_sum(tf.cast(forward.selected, tf.float32), axis=1),
         }
         if self.trunk:
             found["trunk_top1"] = accuracies(forward.class_logits, targets["labels"])["top1"]
+        if self.exit:
+            found["stem_top1"] = accuracies(forward.exit_logits, targets["labels"])["top1"]
         return found
 
     def update(self, gradients: list[tf.Tensor], forward: Forward) -> None:
@@ -372,12 +399,17 @@ class Hydra(ImageClassifier):
     @property
     def shared_parts(self) -> tuple[keras.Layer, ...]:
         """The layers that every image runs."""
-        return self.stem, self.gater, self.combiner
+        return (self.stem, self.gater, self.combiner, *([self.exit] if self.exit else []))
+
+    @property
+    def can_exit(self) -> bool:
+        """Whether images can be answered without a branch."""
+        return self.trunk or self.exit is not None
 
     def for_inference(self) -> "Hydra":
         """Returns the model with its weights (copied), in float32, without the training-only heads."""
         model = Hydra.from_config({**self.get_config(), "branch_weight": 0.0, "part_dtype": "float32"})
-        for part in ("stem", "gater", "branches", "combiner"):
+        for part in ("stem", "gater", "branches", "combiner", *(["exit"] if self.exit else [])):
             getattr(model, part).set_weights(getattr(self, part).get_weights())
         return model
 

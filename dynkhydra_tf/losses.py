@@ -1,4 +1,5 @@
-"""The losses by name, and their weighted sum (Eq. 7): L_E, L_G and L_b of DynK-Hydra (Eqs. 3, 4, 5), and L_D.
+"""The losses by name, and their weighted sum (Eq. 7): L_E, L_G and L_b of DynK-Hydra (Eqs. 3, 4, 5), and
+beyond the paper L_X and L_D.
 
 A loss is a function of the pass over a batch and of its targets that gives a value for each image. To add
 one: the function here, an entry in `HYDRA` or `PLAIN`, and the setting NAME_weight for its flag. The total,
@@ -134,6 +135,14 @@ def branch(forward: Any, targets: Targets, label_smoothing: float = 0.0) -> tf.T
     )
 
 
+def early_exit(forward: Any, targets: Targets) -> tf.Tensor:
+    """L_X: what the classifier on the stem's map says against the classes.
+
+    Its labels are not smoothed: how sure it is decides which images it answers.
+    """
+    return _of_both(targets, "labels", lambda labels: cross_entropy(labels, forward.exit_logits))
+
+
 def distill(forward: Any, targets: Targets, distill_temperature: float = 1.0) -> tf.Tensor:
     """L_D: how far the network's logits are from a teacher's (Hinton, Vinyals and Dean 2015).
 
@@ -153,6 +162,7 @@ HYDRA = {
     "ensemble": Loss(1.0, ensemble, options=SMOOTHED),
     "gater": Loss(1.5, gater, options={"gater_targets": "hard"}),
     "branch": Loss(0.05, branch, groups="own", options=SMOOTHED),
+    "exit": Loss(0.0, early_exit),
     "distill": DISTILL,
 }
 PLAIN = {"cross_entropy": Loss(1.0, ensemble, options=SMOOTHED), "distill": DISTILL}

@@ -323,10 +323,17 @@ class NetworkSettings(Checked):
         "probabilities, summed by cluster; needs --gater_width=--branch_width.",
         role=Role.NETWORK,
     )
+    exit_weight: float = setting(
+        0.0,
+        "Beyond the paper: weight of L_X, the loss of a small classifier on the stem's map, which answers "
+        "alone where it is sure (--exit_confidence): neither gater nor branches run then. 0: there is none.",
+        role=Role.NETWORK,
+        least=0,
+    )
     exit_confidence: float = setting(
         1.0,
-        "With --trunk, at inference: where the trunk gives its best class this probability, it answers alone "
-        "and no branch is run; in (0, 1], 1 is never.",
+        "At inference: where the classifier of --exit_weight, or without one the trunk of --trunk, gives its "
+        "best class this probability, it answers alone and no branch is run; in (0, 1], 1 is never.",
         role=Role.NETWORK,
         above=0,
         most=1,
@@ -374,9 +381,10 @@ class NetworkSettings(Checked):
                 "--trunk adds the gater's map to the branches': give them one width. Received: "
                 f"gater_width={self.gater_width:g}, branch_width={self.branch_width:g}"
             )
-        if self.exit_confidence < 1 and not self.trunk:
+        if self.exit_confidence < 1 and not (self.trunk or self.exit_weight):
             raise UserError(
-                f"--exit_confidence goes with --trunk. Received: exit_confidence={self.exit_confidence:g}"
+                "--exit_confidence goes with --exit_weight or --trunk. Received: "
+                f"exit_confidence={self.exit_confidence:g}"
             )
         if self.top_k and self.num_branches and self.top_k > self.num_branches:
             raise UserError(f"top_k must be at most num_branches={self.num_branches}. Received: {self.top_k}")

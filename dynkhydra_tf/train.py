@@ -151,6 +151,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
                     train_tau=network.train_tau,
                     combine=network.combine,
                     trunk=network.trunk,
+                    exit_weight=network.exit_weight,
                     exit_confidence=network.exit_confidence,
                     routing=network.routing,
                     ensemble_weight=network.ensemble_weight,
@@ -222,7 +223,8 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
         flops, parameters = {"total": plain["flops"]}, {"total": plain["parameters"]}
     rows = run.metric_rows()
     figures.save_learning_curves(rows, network.top_k, run.path / RunFile.LEARNING_CURVES)
-    measured = ("top1", "top5", "gater_accuracy", "active_branches", "trunk_top1", "exit_confidence", "exits")
+    measured = ("top1", "top5", "gater_accuracy", "active_branches")
+    measured += ("stem_top1", "trunk_top1", "exit_confidence", "exits")
     summary = {
         **{key: results[key] for key in measured if key in results},
         "best_epoch": int(run.best_row()["epoch"]),
@@ -250,8 +252,9 @@ def tell(run: FinishedRun) -> None:
     gating, lines = "", [["per image", "branches", "MFLOPs", "x plain"]]
     if network.system == "hydra":
         gating = f"; gater {summary['gater_accuracy']:.2%}; tau {network.tau:g}"
-        if network.trunk:
-            gating += f"; trunk {summary['trunk_top1']:.2%}, {summary['exits']:.1%} exit"
+        for part in ("stem", "trunk"):
+            if f"{part}_top1" in summary:
+                gating += f"; {part} {summary[f'{part}_top1']:.2%}, {summary['exits']:.1%} exit"
         count = str(network.num_branches)
         lines.append(row("this model (mean lambda)", f"{summary['active_branches']:.2f}", flops["total"]))
         lines.append(row(f"all {count} branches", count, flops["all_branches"]))

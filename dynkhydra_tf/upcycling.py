@@ -199,5 +199,7 @@ def _start_from_hydra(source, model):
         )
     for part in ("stem", "gater", "branches", "combiner"):
         getattr(model, part).set_weights(getattr(old, part).get_weights())
+    if old.exit and model.exit:
+        model.exit.set_weights(old.exit.get_weights())
     if old.heads and model.heads:
         model.heads.set_weights(old.heads.get_weights())

@@ -156,7 +156,10 @@ def test_tau_is_picked_on_the_validation_split(command, run_dir, tmp_path, capsy
             "a plain network, without a gate: leave --tau out",
         ),
         (["--run_dir=PLAIN", "--export_dir=out", "--max_accuracy_drop=1"], "leave --max_accuracy_drop out"),
-        (["--run_dir=RUN", "--export_dir=out", "--exit_confidence=0.5"], "no shared trunk: leave --exit_con"),
+        (
+            ["--run_dir=RUN", "--export_dir=out", "--exit_confidence=0.5"],
+            "no network with an exit: leave --exit",
+        ),
         (["--run_dir=RUN", "--export_dir=out", "--max_exit_drop=1", "--exit_confidence=1"], "Give one of"),
         (
             ["--run_dir=RUN", "--export_dir=out", "--max_exit_drop=1", "--calibration_split=test"],
@@ -354,7 +357,7 @@ def test_the_exit_confidence_is_picked_and_served(command, verified, run_dir, tm
         "- Exit confidence: 0.2,",
         "| 0.2 (served) |",
         "| 0.3 (served) |",
-        "or none where the trunk",
+        "or none where it is sure before",
     ):
         assert text in card
     with native.SavedModel(version) as served:

@@ -131,7 +131,10 @@ def test_mixed_precision(make, batch):
     [
         ({"exit_confidence": 0.0}, r"exit_confidence must be in \(0, 1\]. Received: exit_confidence=0.0"),
         ({"exit_confidence": 1.1}, r"exit_confidence must be in \(0, 1\]"),
-        ({"exit_confidence": 0.5, "trunk": False}, "needs a trunk. Received: exit_confidence=0.5"),
+        (
+            {"exit_confidence": 0.5, "trunk": False},
+            "needs exit_weight or a trunk. Received: exit_confidence=0.5",
+        ),
     ],
 )
 def test_bad_settings(make, settings, message):

@@ -173,7 +173,10 @@ def test_a_loss_of_default_weight_zero_is_off_until_it_is_given_one():
         ({"distill_temperature": 0}, "distill_temperature must be above 0 and finite. Received: .*=0"),
         ({"gater_targets": "soft"}, "gater_targets must be one of hard, teacher. Received: .*'soft'"),
         ({"branch_weight": "1"}, "Received: branch_weight='1'"),
-        ({"gate_weight": 1.0}, "gater_weight, branch_weight, distill_weight. Received: gate_weight"),
+        (
+            {"gate_weight": 1.0},
+            "gater_weight, branch_weight, exit_weight, distill_weight. Received: gate_weight",
+        ),
     ],
 )
 def test_bad_weights(weights, message):

@@ -50,7 +50,7 @@ def test_every_config_parses(config, monkeypatch):
         (["--backbone=MobileNetV2", "--freeze=all"], "--freeze=all.* give --system=plain.* Received.*hydra"),
         (["--backbone=MobileNetV2", "--freeze=until_epoch:9", "--epochs=9"], "must end before.*--epochs=9"),
         (["--trunk", "--gater_width=0.5"], "one width. Received: gater_width=0.5, branch_width=1"),
-        (["--exit_confidence=0.5"], "--exit_confidence goes with --trunk. Received: exit_confidence=0.5"),
+        (["--exit_confidence=0.5"], "goes with --exit_weight or --trunk. Received: exit_confidence=0.5"),
         (["--trunk", "--exit_confidence=0"], r"exit_confidence must be in \(0, 1\]. Received: 0.0"),
         (["--partition=file"], "--partition=file and --partition_file go together"),
         (["--partition_file=p.json"], "--partition=file and --partition_file go together"),

@@ -1,6 +1,6 @@
 """Which tau to serve with: given, or picked from a tau table for a budget of compute or of accuracy.
 
-Likewise the exit confidence of a shared trunk, from the table of exits.
+Likewise the exit confidence of a network with an exit, from the table of exits.
 """
 
 import dataclasses

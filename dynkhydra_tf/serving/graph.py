@@ -1,8 +1,9 @@
 """The inference graph: a trained model as it is served.
 
 No heads, batch normalisation folded into the convolutions, float32, and branches that run only where an
-image needs them; where a shared trunk answers alone, neither branches nor combiner. Axis letters: B batch,
-S side of an image, N branches (nb), M classes, h w c a projection.
+image needs them; where a shared trunk answers alone, neither branches nor combiner, and where a classifier on
+the stem's map does, no gater either. Axis letters: B batch, S side of an image, N branches (nb), M classes,
+h w c a projection.
 
 The weights of the parts that every image runs are constants of the graph, those of the branches a variable.
 """
@@ -27,11 +28,11 @@ class Gating(NamedTuple):
 
     Attributes:
         features: (B, H, W, C) float32, the output of the stem.
-        gate: (B, N) float32, the gate probabilities.
-        ranking: `Ranking` of them; the branches that are kept are to be run, none of an image that the trunk
-            answers alone.
-        trunk: (B, h, w, c) float32, the map of a shared trunk, and class_probabilities: (B, M) float32, its
-            answer; None where there is none.
+        gate: (B, N) float32, the gate probabilities; 0 of an image that the stem's classifier answers.
+        ranking: `Ranking` of them; the branches that are kept are to be run, none of an image that exits.
+        trunk: (B, h, w, c) float32, the map of a shared trunk; None where there is none.
+        class_probabilities: (B, M) float32, the answers of the classifier by which images exit; None where
+            none can.
     """
 
     features: tf.Tensor
@@ -62,7 +63,7 @@ class InferenceGraph(tf.Module):
     Attributes:
         model: the copy.
         gated: bool, whether it has a gate: a `Hydra`.
-        can_exit: bool, whether a shared trunk can answer alone.
+        can_exit: bool, whether images can be answered without branches.
     """
 
     def __init__(self, model: Hydra | Plain, unrolled: bool = False) -> None:
@@ -72,13 +73,14 @@ class InferenceGraph(tf.Module):
             fold(part)
         self._normalize = widened(model.normalize, model.backbone.input_shape)
         self.gated, self._unrolled = isinstance(model, Hydra), unrolled
-        self.can_exit = self.gated and model.trunk
+        self.can_exit = self.gated and model.can_exit
+        self._has_trunk = self.gated and model.trunk
         # What `_run` is called on; of a gater that shares its trunk, one layer after the other.
-        layers = [*model.shared_parts, *(model.gater.layers if self.can_exit else ())]
+        layers = [*model.shared_parts, *(model.gater.layers if self._has_trunk else ())]
         self._constants = {id(layer): constants_of(layer.variables) for layer in layers}
         if self.gated:
             self.branches = (UnrolledBranches if unrolled else StackedBranches)(model)
-        if self.can_exit:
+        if self._has_trunk:
             one_hot = np.arange(model.num_branches) == np.array(model.cluster_of_class)[:, np.newaxis]
             self._in_cluster = one_hot.astype(np.float32)  # (M, N)
 
@@ -96,7 +98,7 @@ class InferenceGraph(tf.Module):
         tau: tf.Tensor | float | None,
         exit_confidence: tf.Tensor | float | None = None,
     ) -> Gating | None:
-        """Runs stem and gater and selects the branches.
+        """Runs the stem and, where an image does not exit at it, the gater; selects the branches.
 
         Args:
             images: (B, S, S, 3), 0..255, uint8 or float; B > 0.
@@ -109,19 +111,56 @@ class InferenceGraph(tf.Module):
         if not self.gated:
             return None
         features = self._run(self.model.stem, self._normalize(images))
-        if not self.can_exit:
-            gate = tf.nn.softmax(self._run(self.model.gater, features))
-            return Gating(features, gate, rank_branches(gate, self.model.top_k, tau))
+        confidence = self.model.exit_confidence if exit_confidence is None else exit_confidence
+        if self.model.exit:
+            classes = tf.nn.softmax(self._run(self.model.exit, features))
+            gate, trunk = self._gate_where(~exits(classes, confidence), features)
+        else:
+            gate, trunk, classes = self._gate(features)
+        ranking = rank_branches(gate, self.model.top_k, tau)
+        if self.can_exit:
+            kept = ranking.kept & tf.expand_dims(~exits(classes, confidence), 1)
+            ranking = ranking._replace(kept=kept)
+        return Gating(features, gate, ranking, trunk, classes)
+
+    def _gate(self, features):
+        """The gate of maps, and of a shared trunk its map and its class probabilities, else None."""
+        if not self._has_trunk:
+            return tf.nn.softmax(self._run(self.model.gater, features)), None, None
         to_map, *to_logits = self.model.gater.layers
         trunk = logits = self._run(to_map, features)
         for layer in to_logits:
             logits = self._run(layer, logits)
         classes = tf.nn.softmax(logits)
-        gate = classes @ self._in_cluster
-        confidence = self.model.exit_confidence if exit_confidence is None else exit_confidence
-        ranking = rank_branches(gate, self.model.top_k, tau)
-        kept = ranking.kept & tf.expand_dims(~exits(classes, confidence), 1)
-        return Gating(features, gate, ranking._replace(kept=kept), trunk, classes)
+        return classes @ self._in_cluster, trunk, classes
+
+    def _gate_where(self, goes_on, features):
+        """Gate and trunk's map (or None) of the images that go on, at their places; 0 of the others."""
+        shapes = [(self.model.num_branches,), *([self.branches.projection_shape] if self._has_trunk else [])]
+        images = tf.shape(features)[:1]
+
+        def of(maps):
+            return [part for part in self._gate(maps)[:2] if part is not None]
+
+        def of_some():
+            rows = tf.cast(tf.where(goes_on), tf.int32)  # (n, 1)
+            found = zip(of(tf.gather(features, rows[:, 0])), shapes, strict=True)
+            return [tf.scatter_nd(rows, part, tf.concat([images, shape], 0)) for part, shape in found]
+
+        def of_those():
+            if self._unrolled:
+                return of_some()
+            return tf.cond(is_one_image(features), lambda: of(features), of_some)
+
+        found = tf.cond(
+            tf.reduce_any(goes_on),
+            of_those,
+            lambda: [tf.zeros(tf.concat([images, shape], 0)) for shape in shapes],
+        )
+        gate, *trunk = (
+            tf.ensure_shape(part, (None, *shape)) for part, shape in zip(found, shapes, strict=True)
+        )
+        return gate, trunk[0] if trunk else None
 
     def classify(self, gating: Gating) -> tf.Tensor:
         """Runs a Hydra's selected branches and its combiner: class probabilities (B, M) float32."""
@@ -131,14 +170,16 @@ class InferenceGraph(tf.Module):
         ready = self.branches.ready()
         return tf.cond(
             tf.reduce_any(gating.ranking.kept),
-            lambda: self._beyond_trunk(gating, ready),
+            lambda: self._beyond_exit(gating, ready),
             lambda: gating.class_probabilities,
         )
 
-    def _beyond_trunk(self, gating, ready):
-        """The class probabilities where an image at least goes on; for the others the trunk's."""
+    def _beyond_exit(self, gating, ready):
+        """The class probabilities where an image at least goes on; of the others those of their exit."""
         features, gate, ranking, trunk, classes = gating
-        combined = self.branches(features, gate, ranking, ready) + trunk
+        combined = self.branches(features, gate, ranking, ready)
+        if trunk is not None:
+            combined += trunk
 
         def going_on():
             return tf.where(ranking.kept[:, 0])  # (n, 1)

@@ -36,7 +36,7 @@ def hydra_card(
             tau, and top1, top5, active_branches, gater_accuracy, versions or None.
         tau_rows: rows of `Evaluation.tau_table`; may be empty.
         tau_split: the split that they were measured on.
-        exit_choice: of a shared trunk, the served exit confidence and why.
+        exit_choice: of a network with an exit, the served exit confidence and why.
         exit_rows: rows of `Evaluation.exit_table` at the served tau, on the same split; may be empty.
     """
     flops = costs["flops"]
@@ -44,10 +44,10 @@ def hydra_card(
     lines = [
         *_head(name, "DynK-Hydra", model),
         f"{model.num_branches} branches, of which an image runs 1 to {model.top_k}"
-        f"{', or none where the trunk is sure' if exit_choice else ''}.",
+        f"{', or none where it is sure before' if exit_choice else ''}.",
         "",
         f"- Threshold tau: {choice.tau:g}, {choice.reason}.",
-        *([_exit_line(exit_choice, flops)] if exit_choice else []),
+        *([_exit_line(exit_choice, flops, model)] if exit_choice else []),
         _picture(trained),
         f"- Combination of the projections: {model.combine}.",
         _backbone(model),
@@ -106,10 +106,12 @@ def hydra_card(
     return "\n".join(lines) + "\n"
 
 
-def _exit_line(choice, flops):
+def _exit_line(choice, flops, model):
+    part = "classifier on the stem's map" if model.exit else "shared trunk"
+    skipped = "nothing else" if model.exit else "no branch and no combiner"
     return (
         f"- Exit confidence: {choice.exit_confidence:g}, {choice.reason}. An image whose best class the "
-        "shared trunk gives at least this probability runs no branch and no combiner: "
+        f"{part} gives at least this probability runs {skipped}: "
         f"{inference_flops(flops, 0, 1) / 1e6:.1f} MFLOPs. At 1 none exits."
     )
 

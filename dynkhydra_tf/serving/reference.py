@@ -79,7 +79,7 @@ def make_reference(
     requests = []
     batches = [("serving_default", 1), ("serving_default", 5)]
     # One exits whatever it is, one never does, and of a batch some.
-    can_exit = getattr(model, "trunk", False)
+    can_exit = getattr(model, "can_exit", False)
     confidences = {"exit_confidence": np.array([1e-6, 1.0, 0.5], np.float32)}
     if tau is not None:
         batches += [("with_tau", 3), ("gate", 2)]

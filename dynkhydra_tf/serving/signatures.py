@@ -6,12 +6,12 @@
 | image_bytes | image_bytes (B) strings: JPEG, PNG, GIF, BMP or WebP of any size | answer, error (B) string |
 | with_tau, of a Hydra | images, tau (B) float32 in [0, 1) | answer |
 | image_bytes_with_tau, of a Hydra | image_bytes, tau | answer, error |
-| with_exit_confidence, of a shared trunk | images, tau, exit_confidence (B) float32 in (0, 1] | answer |
+| with_exit_confidence, of one with an exit | images, tau, exit_confidence (B) float32 in (0, 1] | answer |
 | image_bytes_with_exit_confidence, likewise | image_bytes, tau, exit_confidence | answer, error |
 | gate, of a Hydra | images | gate, selected (B,N) bool, active_branches |
 
 answer: probabilities (B,M) float32, class_id (B) int32, label (B) string; of a Hydra also gate (B,N) float32
-and active_branches (B) int32, 0 where a shared trunk answered alone; with top classes k also top_class_ids
+and active_branches (B) int32, 0 where it exited; with top classes k also top_class_ids
 (B,k) int32, top_labels (B,k) string and top_probabilities (B,k) float32, best first. Every output has the
 batch axis, which TensorFlow Serving's batching needs. Axis letters: B batch, S side of an image, N branches
 (nb), M classes.
