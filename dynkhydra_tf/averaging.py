@@ -37,14 +37,18 @@ class Averaging:
         averaged = [variable for variable in variables if tf.as_dtype(variable.dtype).is_floating]
         add = self.add_variable_from_reference  # type: ignore[attr-defined]  # the optimizer's
         self._pairs = tuple((variable, add(variable, "average")) for variable in averaged)
-        for variable, average in self._pairs:
-            average.assign(variable)
+        self.restart_averages()
 
     def take_averages(self, earlier: "Averaging") -> None:
         """Goes on from those of an earlier optimizer of the same model, where it had some."""
         kept = {id(variable): average for variable, average in earlier._pairs}
         for variable, average in self._pairs:
             average.assign(kept.get(id(variable), variable))
+
+    def restart_averages(self) -> None:
+        """Begins them anew with the weights as they are now."""
+        for variable, average in self._pairs:
+            average.assign(variable)
 
     def update_averages(self) -> None:
         """Moves the averages towards the weights, once the step is counted."""
@@ -79,6 +83,12 @@ def build_optimizer(model: keras.Model, trained: Sequence[keras.Variable] | None
     model.optimizer.build(list(model.trainable_variables if trained is None else trained))
     if isinstance(model.optimizer, Averaging):
         model.optimizer.build_averages(model.variables)
+
+
+def restart_averages(model: keras.Model) -> None:
+    """Begins a model's averages anew with its weights as they are now; nothing where it has none."""
+    if isinstance(model.optimizer, Averaging):
+        model.optimizer.restart_averages()
 
 
 def update_averages(model: keras.Model) -> None:

@@ -1,10 +1,10 @@
-"""Doing something around the import of a package, without importing it."""
+"""Around the import of a package, without importing it: a context, and what it would import beside itself."""
 
 import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 
@@ -45,3 +45,20 @@ def around_import(name: str, around: Callable[[], contextlib.AbstractContextMana
     """
     if name not in sys.modules:
         sys.meta_path.insert(0, _Hook(name, around))
+
+
+@contextlib.contextmanager
+def as_if_missing(*names: str) -> Iterator[None]:
+    """Within the block, packages that are not imported yet look as if they were not installed.
+
+    Args:
+        names: of packages at the top that what is imported within can do without.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: an import of it fails
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, name) is None:
+                del sys.modules[name]

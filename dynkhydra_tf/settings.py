@@ -456,6 +456,21 @@ class OptimisationSettings(Checked):
         role=Role.RECIPE,
         choices=("none", "balanced"),
     )
+    class_weight_limit: float = setting(
+        10.0,
+        "With balanced class weights: how many times an image of the largest class one of a small class "
+        "counts at most; one photo among a thousand would else be all that counts.",
+        role=Role.RECIPE,
+        least=1,
+    )
+    classifier: str = setting(
+        "drawn",
+        "What the classifier of a plain network starts from, where its maps are kept (--freeze): drawn, as a "
+        "Hydra's always is, or regression: scikit-learn's logistic regression on what the network gives; "
+        "with --freeze=all there is then nothing left to train: the flags of steps and epochs do not count.",
+        role=Role.RECIPE,
+        choices=("drawn", "regression"),
+    )
     optimizer: str = setting(
         "adamw",
         "The paper: adamw. sgd has Nesterov momentum of 0.9.",
@@ -652,6 +667,16 @@ class Settings(Checked):
                 missing = {name: PAPER[name] for name in own if getattr(getattr(self, group), name) is None}
                 object.__setattr__(self, group, dataclasses.replace(getattr(self, group), **missing))
         frozen, epochs = self.network.frozen_epochs, self.optimisation.epochs
+        if self.fits_classifier and not self.network.trains_on_maps:
+            raise UserError(
+                "--classifier=regression needs the maps of a network of Keras: add --freeze=stem or "
+                "--freeze=all, and --cached_views of 1 or more. Received: "
+                f"--freeze={self.network.freeze}, --cached_views={self.network.cached_views}"
+            )
+        if self.fits_classifier and self.distribution.distribute == "workers":
+            raise UserError(
+                "--classifier=regression is for one process: leave it out, or --distribute=workers"
+            )
         if frozen is not None and frozen >= epochs:
             raise UserError(
                 f"--freeze=until_epoch:{frozen} must end before the last epoch. Received: --epochs={epochs}"
@@ -687,6 +712,11 @@ class Settings(Checked):
             f"--{name} changes images, and --freeze={self.network.freeze} trains on maps that are made once: "
             f"{ways_out}. Received: {name}={getattr(augmentation, name):g}, cached_views={views}"
         )
+
+    @property
+    def fits_classifier(self) -> bool:
+        """Whether the classifier starts from a regression."""
+        return self.optimisation.classifier == "regression" and self.network.system == "plain"
 
     @property
     def run_dir(self) -> str:

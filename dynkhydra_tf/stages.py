@@ -11,10 +11,10 @@ from dynkhydra_tf.data import ImageData, evaluation_batches, make_augmentation, 
 from dynkhydra_tf.data.augment import has_mirror_images
 from dynkhydra_tf.distribution import scope_of
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.frozen_maps import Views, cached_maps, draw_view
+from dynkhydra_tf.frozen_maps import MapData, Views, cached_maps, draw_view
 from dynkhydra_tf.image_classifier import ImageClassifier
 from dynkhydra_tf.optimisation import make_optimizer
-from dynkhydra_tf.settings import Settings
+from dynkhydra_tf.settings import OptimisationSettings, Settings
 from dynkhydra_tf.unfreezing import unfreeze
 
 
@@ -26,12 +26,16 @@ class Stage(NamedTuple):
         watched: the same of the images that the training is watched on.
         end: the epoch that it ends with.
         done: the steps done before it, in all.
+        maps: what the batches are made of; None where that is images.
+        class_weights: (M,), how much an image of each class counts; None: alike.
     """
 
     batches: tf.data.Dataset
     watched: tf.data.Dataset
     end: int
     done: int
+    maps: MapData | None = None
+    class_weights: np.ndarray | None = None
 
 
 def stages(
@@ -84,13 +88,33 @@ def batches_to_test(settings: Settings, model: ImageClassifier, data: ImageData)
     return evaluation_batches(data, "test", evaluation_batch_size(data.image_size))
 
 
-def balanced_weights(labels: np.ndarray) -> np.ndarray:
-    """Returns the weight (M,) float32 of each class's images, (n,) int labels, with which all count alike.
+def balanced_weights(labels: np.ndarray, limit: float = np.inf) -> np.ndarray:
+    """Returns the weight of each class's images: with it all classes count alike, as far as `limit` allows.
 
-    Their mean over the images is 1.
+    Args:
+        labels: (n,) int.
+        limit: how many times an image of the largest class another one may count.
+
+    Returns:
+        (M,) float32; their mean over the images is 1.
     """
     counts = np.bincount(labels)
-    return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    weights = np.minimum(counts.max() / np.maximum(counts, 1), limit)
+    return (weights / weights[labels].mean()).astype(np.float32)
+
+
+def class_weights(settings: OptimisationSettings, labels: np.ndarray) -> np.ndarray | None:
+    """Returns the weights (M,) that the settings ask for, None for none; says so where they are limited."""
+    if settings.class_weights == "none":
+        return None
+    limit, counts = settings.class_weight_limit, np.bincount(labels)
+    if few := int((counts * limit < counts.max()).sum()):
+        print(
+            f"--class_weights=balanced: the images of {few} of {len(counts)} classes would count more than "
+            f"{limit:g} times as much as those of the largest: {limit:g} times it is (--class_weight_limit)",
+            flush=True,
+        )
+    return balanced_weights(labels, limit)
 
 
 def watched_split(data: ImageData) -> str:
@@ -100,9 +124,10 @@ def watched_split(data: ImageData) -> str:
 
 def _on_images(settings, model, data, end, done, part):
     how = settings.augmentation
-    batches = _batches(settings, data, end, done, make_augmentation(how, data), how.mixup, part)
+    weights = class_weights(settings.optimisation, data.labels("train"))
+    batches = _batches(settings, data, end, done, make_augmentation(how, data), weights, how.mixup, part)
     watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
-    return Stage(batches, watched, end, done)
+    return Stage(batches, watched, end, done, class_weights=weights)
 
 
 def _on_maps(settings, model, data, end, done, part):
@@ -113,11 +138,12 @@ def _on_maps(settings, model, data, end, done, part):
     if settings.augmentation.changes_images and settings.network.frozen_epochs:
         print(f"--rand_augment and --mixup begin after epoch {end}: until then there are maps", flush=True)
     maps = cached_maps(model, data, wanted, settings.place.cache_dir)
-    batches = _batches(settings, maps, end, done, draw_view, part=part)
-    return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done)
+    weights = class_weights(settings.optimisation, maps.labels("train"))
+    batches = _batches(settings, maps, end, done, draw_view, weights, part=part)
+    return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done, maps, weights)
 
 
-def _batches(settings, data, end, done, augment, mixup=0.0, part=(0, 1)):
+def _batches(settings, data, end, done, augment, weights=None, mixup=0.0, part=(0, 1)):
     how = settings.optimisation
     batches = training_batches(
         data,
@@ -130,9 +156,9 @@ def _batches(settings, data, end, done, augment, mixup=0.0, part=(0, 1)):
         mixup=mixup,
         part=part,
     )
-    if how.class_weights == "none":
+    if weights is None:
         return batches
-    weights = tf.constant(balanced_weights(data.labels("train")))
+    weights = tf.constant(weights)
 
     def weighted(images, targets):
         if not isinstance(targets, dict):

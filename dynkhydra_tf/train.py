@@ -67,6 +67,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
     from dynkhydra_tf.optimisation import make_optimizer
     from dynkhydra_tf.partition import check_source, make_partition
     from dynkhydra_tf.plain import Plain
+    from dynkhydra_tf.regression import start_classifier
     from dynkhydra_tf.sizing import fill_in, warn_of_small_clusters
     from dynkhydra_tf.stages import batches_to_test, stages
     from dynkhydra_tf.training import fit
@@ -191,6 +192,10 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
             batches = teacher.beside_training(batches, stage.done, last_step)
             watched = teacher.beside_validation(watched)
         patience, every = optimisation.early_stopping, optimisation.evaluate_every
+        if settings.fits_classifier and stage.maps:
+            start_classifier(model, run, stage)
+            if network.freeze == "all":
+                break  # that was all there is to train
         span = stage.end, steps, stage.done
         fit(model, run, batches, watched, *span, patience=patience, evaluate_every=every, workers=workers)
     if optimisation.early_stopping:

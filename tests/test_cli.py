@@ -112,3 +112,17 @@ def test_flags_of_another_command_are_passed_on_in_their_order(capsys):
 
     run("--speed=2", "--count=3", "--near", "home", "--nofar", "--", "--count=5", "--")
     assert capsys.readouterr().out == "3 ['--speed=2', '--near', 'home', '--nofar', '--count=5', '--']\n"
+
+
+def test_keras_brings_nothing_that_a_command_can_do_without():
+    script = (
+        "import sys\n"
+        "from dynkhydra_tf import cli\n"
+        "cli.run(lambda options: __import__('keras'), cli.Checked, ['command'])\n"
+        "print([name for name in cli.NOT_FOR_COMMANDS if name in sys.modules])\n"
+        "import matplotlib, sklearn.linear_model\n"
+        "print(matplotlib.__name__, sklearn.__name__)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "matplotlib sklearn"], done.stderr[-2000:]

@@ -30,6 +30,7 @@ def test_a_linear_head_plain_tails_and_a_hydra():
         ("plain", "stem", 0.5),
         ("plain", "stem", 1.0),
     ]
+    assert [candidate.runs[0].fits_classifier for candidate in found] == [True, False, False, False, False]
     hydra = values(found[-1].runs[0])
     chosen = {name: hydra[name] for name in ("system", "freeze", "branch_width")}
     assert chosen == {

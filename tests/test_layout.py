@@ -28,7 +28,7 @@ frozen_maps unfreezing
 stages
 partition
 runs progress figures
-training upcycling distillation
+training upcycling distillation regression
 costs
 accuracy
 evaluation cut_list launch

@@ -122,6 +122,7 @@ def test_choices_are_those_of_what_they_stand_for():
         "schedule": ("piecewise", "cosine", "linear"),
         "optimizer": ("adamw", "sgd"),
         "class_weights": ("none", "balanced"),
+        "classifier": ("drawn", "regression"),
         "gater_targets": losses.GATER_TARGETS,
         "distribute": distribution.STRATEGIES,
     }

@@ -91,6 +91,20 @@ def test_balanced_weights():
     assert stages.balanced_weights(labels)[labels].sum() == pytest.approx(1001)
 
 
+def test_one_photo_among_a_thousand_does_not_count_as_a_thousand(capsys):
+    labels = np.repeat([0, 1, 2], [1000, 1, 500])
+    weights = stages.balanced_weights(labels, limit=10)
+    np.testing.assert_allclose(weights / weights[0], [1, 10, 2])  # of 1000 there would be 1000
+    assert weights[labels].mean() == pytest.approx(1)
+    settings = parse(["--class_weights=balanced"]).optimisation
+    np.testing.assert_allclose(stages.class_weights(settings, labels), weights)
+    assert "the images of 1 of 3 classes would count more than 10 times as much" in capsys.readouterr().out
+    settings = parse(["--class_weights=balanced", "--class_weight_limit=2000"]).optimisation
+    np.testing.assert_allclose(stages.class_weights(settings, labels), stages.balanced_weights(labels))
+    assert capsys.readouterr().out == ""
+    assert stages.class_weights(parse([]).optimisation, labels) is None
+
+
 def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
     data = MapData(
         "some", {"train": (np.zeros((8, 1, 2), np.float16), np.array([0] * 6 + [1] * 2, np.int32))}
@@ -100,11 +114,13 @@ def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
     with pytest.MonkeyPatch.context() as patch:
         blended = tf.data.Dataset.from_tensors((np.zeros((2, 2)), mixed))
         patch.setattr(stages, "training_batches", lambda *_, **__: blended)
-        ((_, _, weights),) = stages._batches(settings, data, 1, 0, draw_view)
+        given = stages.class_weights(settings.optimisation, data.labels("train"))
+        ((_, _, weights),) = stages._batches(settings, data, 1, 0, draw_view, given)
         np.testing.assert_allclose(weights, [0.75 * 8 / 12 + 0.25 * 2, 2])
     for how, expected in (("none", None), ("balanced", {0: 8 / 12, 1: 2.0})):
         settings = parse(["--batch_size=4", f"--class_weights={how}"])
-        batches = list(stages._batches(settings, data, 1, 0, draw_view))
+        given = stages.class_weights(settings.optimisation, data.labels("train"))
+        batches = list(stages._batches(settings, data, 1, 0, draw_view, given))
         assert len(batches) == 2 and len(batches[0]) == (3 if expected else 2)
         for _, labels, *weights in batches:
             for label, weight in zip(labels.numpy(), weights[0] if weights else (), strict=bool(weights)):

@@ -57,7 +57,9 @@ def candidates(settings: Settings, directory: str, seeds: Sequence[int] = ()) ->
         "feature_images_per_class": CLUSTERING_IMAGES,
         "feature_extractor": settings.network.backbone,  # EfficientNet-B7 would take longer than all the rest
     }
-    tried: dict[str, dict[str, Any]] = {"linear head": {"system": "plain", "freeze": "all"}}
+    tried: dict[str, dict[str, Any]] = {
+        "linear head": {"system": "plain", "freeze": "all", "classifier": "regression"}
+    }
     for width in TAIL_WIDTHS:
         tried[f"plain, width {width:g}"] = {"system": "plain", "freeze": "stem", "tail_width": width}
     tried["Hydra"] = {"system": "hydra", "freeze": "stem"} | {
