@@ -64,7 +64,10 @@ def test_keras_opens_models_after_the_import_alone(imports):
 def test_every_registered_class_has_a_stand_in():
     for module in pkgutil.walk_packages(dynkhydra_tf.__path__, "dynkhydra_tf."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                assert error.name == "torch"  # no extra brings it; benchmark/pytorch.py alone needs it
     registered = {
         name.partition(">")[2]: value.__module__
         for name, value in keras.saving.get_custom_objects().items()

@@ -100,7 +100,7 @@ def test_a_model_that_is_not_its_runs(old_run):
         ("0123456789", 32, None),
         ("012345678", 32, r"gone: 1 of the classes .'9'."),
         ("0123456789a", 32, r"new: 1 of the classes .'a'."),
-        ("abcdefghij", 32, r"gone: 10 of the classes .'0', .*, ....; new: 10 of the classes .'a'"),
+        ("abcdefghij", 32, r"gone: 10 of the classes .'0', .*4' and 5 more.; new: 10 .* .'a'"),
         ("1023456789", 32, r"the same in another order: class 0 is '1', not '0'"),
         ("0123456789", 64, r"was trained on images of 32 px. Received: some with 64 px"),
     ],

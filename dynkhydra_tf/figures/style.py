@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from dynkhydra_tf.errors import first_few
 from dynkhydra_tf.files import replacing
 
 DPI = 110
@@ -95,9 +94,10 @@ def save(figure: Figure, path: Path) -> None:
         elif match[1] not in missing:  # it comes for each weight and each time that it is drawn
             missing.append(match[1])
     if missing:
+        named = ", ".join(missing[:2]) + (", ..." if len(missing) > 2 else "")
         warnings.warn(
-            f"{path}: no font has {len(missing)} of the characters ({first_few(missing, 2)}). Install one "
-            f"that does, such as Noto Sans CJK, and empty {matplotlib.get_cachedir()}",
+            f"{path}: no font has {len(missing)} of the characters ({named}). Install one that does, such as "
+            f"Noto Sans CJK, and empty {matplotlib.get_cachedir()}",
             stacklevel=2,
         )
 
