@@ -144,7 +144,9 @@ class InferenceGraph(tf.Module):
 
         def of_some():
             rows = tf.cast(tf.where(goes_on), tf.int32)  # (n, 1)
-            found = zip(of(tf.gather(features, rows[:, 0])), shapes, strict=True)
+            # As in `UnrolledBranches`: tf2onnx can lose the shape.
+            maps = tf.ensure_shape(tf.gather(features, rows[:, 0]), features.shape)
+            found = zip(of(maps), shapes, strict=True)
             return [tf.scatter_nd(rows, part, tf.concat([images, shape], 0)) for part, shape in found]
 
         def of_those():
