@@ -145,7 +145,7 @@ class InferenceGraph(tf.Module):
         def of_some():
             rows = tf.cast(tf.where(goes_on), tf.int32)  # (n, 1)
             # As in `UnrolledBranches`: tf2onnx can lose the shape.
-            maps = tf.ensure_shape(tf.gather(features, rows[:, 0]), features.shape)
+            maps = tf.ensure_shape(tf.gather(features, rows[:, 0]), (None, *features.shape[1:]))
             found = zip(of(maps), shapes, strict=True)
             return [tf.scatter_nd(rows, part, tf.concat([images, shape], 0)) for part, shape in found]
 
