@@ -20,7 +20,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """
     middle = share + Z**2 / (2 * count)
     half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return tuple((middle + sign * half) / (1 + Z**2 / count) for sign in (-1, 1))  # type: ignore[return-value]
+    low, high = ((middle + sign * half) / (1 + Z**2 / count) for sign in (-1, 1))
+    return min(low, share), max(high, share)  # of all or none it is the share itself, but for rounding
 
 
 class Choice(NamedTuple):
