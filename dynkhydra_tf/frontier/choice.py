@@ -21,7 +21,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     middle = share + Z**2 / (2 * count)
     half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     low, high = ((middle + sign * half) / (1 + Z**2 / count) for sign in (-1, 1))
-    return min(low, share), max(high, share)  # of all or none it is the share itself, but for rounding
+    # Of all or none it is the share itself, but for rounding.
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
 class Choice(NamedTuple):
