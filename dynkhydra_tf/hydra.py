@@ -213,7 +213,7 @@ class Hydra(ImageClassifier):
 
     def _checked_confidence(self, value):
         value = checked_number(value, "exit_confidence", lambda number: 0 < number <= 1, "in (0, 1]")
-        if value < 1 and not (self.trunk or "exit" in self.loss_terms):
+        if value < 1 and not self.can_exit:
             raise ValueError(
                 f"exit_confidence below 1 needs exit_weight or a trunk. Received: exit_confidence={value}"
             )
@@ -404,7 +404,7 @@ class Hydra(ImageClassifier):
     @property
     def can_exit(self) -> bool:
         """Whether images can be answered without a branch."""
-        return self.trunk or self.exit is not None
+        return self.trunk or "exit" in self.loss_terms
 
     def for_inference(self) -> "Hydra":
         """Returns the model with its weights (copied), in float32, without the training-only heads."""

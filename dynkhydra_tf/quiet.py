@@ -1,4 +1,4 @@
-"""TensorFlow without the lines that it writes on every machine: a command's own are to be seen.
+"""TensorFlow and others without the lines that they write on every machine: a command's own are to be seen.
 
 Run as a script, this file is the filter that stands between TensorFlow and the terminal.
 """
@@ -57,6 +57,20 @@ def without_noise() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         passing_on.communicate()
+
+
+@contextlib.contextmanager
+def errors_alone(logger: str | None = None) -> Iterator[None]:
+    """Within the block a logger of Python's, by its name or the root, tells errors and nothing less."""
+    import logging  # the filter below begins without it
+
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
 
 
 def _pass_on() -> None:

@@ -103,10 +103,14 @@ def balanced_weights(labels: np.ndarray, limit: float = np.inf) -> np.ndarray:
     return (weights / weights[labels].mean()).astype(np.float32)
 
 
-def class_weights(settings: OptimisationSettings, labels: np.ndarray) -> np.ndarray | None:
-    """Returns the weights (M,) that the settings ask for, None for none; says so where they are limited."""
+def class_weights(settings: OptimisationSettings, data: ImageData | MapData) -> np.ndarray | None:
+    """Returns the weights (M,) that the settings ask for; says so where they are limited.
+
+    None for none: the labels are then not read, which of a large set takes its time.
+    """
     if settings.class_weights == "none":
         return None
+    labels = data.labels("train")
     limit, counts = settings.class_weight_limit, np.bincount(labels)
     if few := int((counts * limit < counts.max()).sum()):
         print(
@@ -124,7 +128,7 @@ def watched_split(data: ImageData) -> str:
 
 def _on_images(settings, model, data, end, done, part):
     how = settings.augmentation
-    weights = class_weights(settings.optimisation, data.labels("train"))
+    weights = class_weights(settings.optimisation, data)
     batches = _batches(settings, data, end, done, make_augmentation(how, data), weights, how.mixup, part)
     watched = evaluation_batches(data, watched_split(data), evaluation_batch_size(data.image_size))
     return Stage(batches, watched, end, done, class_weights=weights)
@@ -138,7 +142,7 @@ def _on_maps(settings, model, data, end, done, part):
     if settings.augmentation.changes_images and settings.network.frozen_epochs:
         print(f"--rand_augment and --mixup begin after epoch {end}: until then there are maps", flush=True)
     maps = cached_maps(model, data, wanted, settings.place.cache_dir)
-    weights = class_weights(settings.optimisation, maps.labels("train"))
+    weights = class_weights(settings.optimisation, maps)
     batches = _batches(settings, maps, end, done, draw_view, weights, part=part)
     return Stage(batches, evaluation_batches(maps, watched_split(data), 256), end, done, maps, weights)
 

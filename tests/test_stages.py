@@ -97,12 +97,13 @@ def test_one_photo_among_a_thousand_does_not_count_as_a_thousand(capsys):
     np.testing.assert_allclose(weights / weights[0], [1, 10, 2])  # of 1000 there would be 1000
     assert weights[labels].mean() == pytest.approx(1)
     settings = parse(["--class_weights=balanced"]).optimisation
-    np.testing.assert_allclose(stages.class_weights(settings, labels), weights)
+    data = MapData("some", {"train": (np.zeros((len(labels), 1, 2), np.float16), labels)})
+    np.testing.assert_allclose(stages.class_weights(settings, data), weights)
     assert "the images of 1 of 3 classes would count more than 10 times as much" in capsys.readouterr().out
     settings = parse(["--class_weights=balanced", "--class_weight_limit=2000"]).optimisation
-    np.testing.assert_allclose(stages.class_weights(settings, labels), stages.balanced_weights(labels))
+    np.testing.assert_allclose(stages.class_weights(settings, data), stages.balanced_weights(labels))
     assert capsys.readouterr().out == ""
-    assert stages.class_weights(parse([]).optimisation, labels) is None
+    assert stages.class_weights(parse([]).optimisation, data) is None
 
 
 def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
@@ -114,12 +115,12 @@ def test_batches_of_an_unbalanced_set_carry_the_weights_of_their_classes():
     with pytest.MonkeyPatch.context() as patch:
         blended = tf.data.Dataset.from_tensors((np.zeros((2, 2)), mixed))
         patch.setattr(stages, "training_batches", lambda *_, **__: blended)
-        given = stages.class_weights(settings.optimisation, data.labels("train"))
+        given = stages.class_weights(settings.optimisation, data)
         ((_, _, weights),) = stages._batches(settings, data, 1, 0, draw_view, given)
         np.testing.assert_allclose(weights, [0.75 * 8 / 12 + 0.25 * 2, 2])
     for how, expected in (("none", None), ("balanced", {0: 8 / 12, 1: 2.0})):
         settings = parse(["--batch_size=4", f"--class_weights={how}"])
-        given = stages.class_weights(settings.optimisation, data.labels("train"))
+        given = stages.class_weights(settings.optimisation, data)
         batches = list(stages._batches(settings, data, 1, 0, draw_view, given))
         assert len(batches) == 2 and len(batches[0]) == (3 if expected else 2)
         for _, labels, *weights in batches:

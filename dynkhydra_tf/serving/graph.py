@@ -114,13 +114,14 @@ class InferenceGraph(tf.Module):
         confidence = self.model.exit_confidence if exit_confidence is None else exit_confidence
         if self.model.exit:
             classes = tf.nn.softmax(self._run(self.model.exit, features))
-            gate, trunk = self._gate_where(~exits(classes, confidence), features)
+            goes_on = ~exits(classes, confidence)
+            gate, trunk = self._gate_where(goes_on, features)
         else:
             gate, trunk, classes = self._gate(features)
+            goes_on = ~exits(classes, confidence) if self.can_exit else None
         ranking = rank_branches(gate, self.model.top_k, tau)
         if self.can_exit:
-            kept = ranking.kept & tf.expand_dims(~exits(classes, confidence), 1)
-            ranking = ranking._replace(kept=kept)
+            ranking = ranking._replace(kept=ranking.kept & tf.expand_dims(goes_on, 1))
         return Gating(features, gate, ranking, trunk, classes)
 
     def _gate(self, features):

@@ -7,9 +7,7 @@ it, with the values that these have on the images that run it; it is quantised a
 runs stays as it is.
 """
 
-import contextlib
 import graphlib
-import logging
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynkhydra_tf.quiet import errors_alone
 from dynkhydra_tf.serving.formats.single_file import installed
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def quantized(content: bytes, images: np.ndarray) -> bytes:
     onnx = installed("onnx", "onnx")
     installed("onnxruntime.quantization", "onnx")
     feeds = [{"images": images[start : start + _BATCH]} for start in range(0, len(images), _BATCH)]
-    with _quiet():
+    with errors_alone():  # not the advice to prepare the model, which is prepared
         model = _quantized(onnx.load_from_string(content), feeds)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -206,15 +205,3 @@ def _renamed(graph, prefix, taken):
 
     rename_in(made)
     return made
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the quantiser's advice to prepare a model, which is prepared."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

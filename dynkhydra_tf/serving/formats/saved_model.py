@@ -9,8 +9,6 @@
 Beside the versions lie the server's configuration files, see `server_files`.
 """
 
-import contextlib
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,6 +20,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.files import write_json
+from dynkhydra_tf.quiet import errors_alone
 from dynkhydra_tf.serving import native, versions
 from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.model_card import taus_text
@@ -143,7 +142,7 @@ def write_endpoints(
         endpoint.get_concrete_function()
         archive.add_endpoint(name, endpoint)  # no track(): it stores the weights twice
     try:
-        with _quiet():
+        with errors_alone("tensorflow"):  # not its lines about assets that were written
             archive.write_out(directory, verbose=False)
     except tf.errors.OpError as error:
         raise UserError(f"The SavedModel could not be written: {error.message.splitlines()[0]}") from error
@@ -173,15 +172,3 @@ def read_signatures(directory: str | os.PathLike) -> dict:
         for name, signature in sorted(graph.signature_def.items())
         if not name.startswith("__")
     }
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without TensorFlow's lines about assets that were written."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
