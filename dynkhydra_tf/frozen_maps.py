@@ -170,7 +170,7 @@ def cached_maps(
     """
     if model.map_shape() in (None, model.backbone.input_shape):
         raise UserError("There are no maps to keep: no first part of the model that has weights is frozen")
-    directory = user_cache_dir("maps") if cache_dir is None else pathlib.Path(cache_dir).expanduser()
+    directory = _place(cache_dir)
     files = [_File(model, data, split, some, directory) for split, some in views.items()]
     opened = [file.open() for file in files]
     missing = [file for file, maps in zip(files, opened, strict=True) if maps is None]
@@ -183,6 +183,23 @@ def cached_maps(
         opened[number] = file.open(tell=False) if opened[number] is None else opened[number]
     labels = [data.labels(file.split) for file in files]
     return MapData(data.name, dict(zip(views, zip(opened, labels, strict=True), strict=True)))
+
+
+def check_cache(cache_dir: str | os.PathLike | None = None) -> None:
+    """Refuses a cache that has no maps and takes none, before the images are looked at.
+
+    One that cannot be written to will do where the maps are in it.
+
+    Raises:
+        UserError: see above.
+    """
+    directory = _place(cache_dir)
+    if not any(directory.glob("*.maps")):
+        check_writable(directory, "cache_dir")
+
+
+def _place(cache_dir):
+    return user_cache_dir("maps") if cache_dir is None else pathlib.Path(cache_dir).expanduser()
 
 
 def fast_copy(model: ImageClassifier) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -250,10 +267,10 @@ class _File:
                 problem = _problem(key, self._key)
                 if not problem and os.fstat(file.fileno()).st_size != self.size:
                     problem = "it is not whole"
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            problem = f"it cannot be read ({error})"
+            problem = f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if problem:
             if tell:
                 print(f"Maps of {self._data.name}/{self.split} are computed again: {problem} ({self.path})")

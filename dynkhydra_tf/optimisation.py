@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from dynkhydra_tf.averaging import Averaging
 from dynkhydra_tf.distribution import add_up, is_shared
-from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.settings import OptimisationSettings
 
 
@@ -21,9 +20,6 @@ def make_optimizer(
         settings: of the run.
         steps_per_epoch: int.
         unfrozen_from: the epoch from which on the rate is times `unfrozen_rate`, or None.
-
-    Raises:
-        UserError: a warm-up as long as the whole run.
     """
     rate = learning_rate_schedule(settings, steps_per_epoch)
     if unfrozen_from is not None:
@@ -43,9 +39,6 @@ def learning_rate_schedule(settings: OptimisationSettings, steps_per_epoch: int)
 
     `piecewise`, the paper's: the base rate, and from epoch e on the base rate times the factor of each drop.
     `cosine` and `linear`: a linear warm-up, then down to 0.
-
-    Raises:
-        UserError: a warm-up as long as the whole run.
     """
     base, epochs = settings.learning_rate, settings.epochs
     if settings.schedule == "piecewise":
@@ -55,10 +48,6 @@ def learning_rate_schedule(settings: OptimisationSettings, steps_per_epoch: int)
             # Keras's boundaries are inclusive.
             [epoch * steps_per_epoch - 1 for epoch, _ in settings.lr_drops],
             [base, *(base * factor for _, factor in settings.lr_drops)],
-        )
-    if settings.warmup_epochs >= epochs:
-        raise UserError(
-            f"warmup_epochs must be less than epochs={epochs}. Received: {settings.warmup_epochs}"
         )
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     decay = epochs * steps_per_epoch - warmup

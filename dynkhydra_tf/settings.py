@@ -284,6 +284,15 @@ class NetworkSettings(Checked):
         above=0,
         most=1,
     )
+    gater_tail_width: float = setting(
+        0.0,
+        "Of a network of Keras: the gater's trunk is made of a branch's blocks, but for the network's last "
+        "one, with this share of the hidden channels, and starts from their weights. 0: it is a layer on the "
+        "pooled map, which costs next to nothing and tells clusters apart badly.",
+        role=Role.NETWORK,
+        least=0,
+        most=1,
+    )
     gater_width: float = setting(
         1.0, "wg, of the gater. The paper: 1; CUB-200 0.125.", role=Role.NETWORK, above=0
     )
@@ -356,7 +365,7 @@ class NetworkSettings(Checked):
     def check(self) -> None:
         """Checks K against nb, and the flags of one kind of backbone against the other."""
         own = ("depth", "stem_width", "gater_width")
-        keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze", "tail_width")
+        keras = ("weights", "cut", "branch_blocks", "branch_init", "freeze", "tail_width", "gater_tail_width")
         if not re.fullmatch(r"none|stem|all|until_epoch:[1-9]\d*", self.freeze):
             raise UserError(f"freeze must be none, stem, all or until_epoch:N. Received: {self.freeze}")
         if self.freeze == "all" and self.system != "plain":
@@ -550,7 +559,11 @@ class OptimisationSettings(Checked):
     )
 
     def check(self) -> None:
-        """Checks the drops."""
+        """Checks the drops and the warm-up."""
+        if self.schedule != "piecewise" and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup_epochs must be less than epochs={self.epochs}. Received: {self.warmup_epochs}"
+            )
         epochs = [epoch for epoch, _ in self.lr_drops]
         rising = epochs == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
         if not (rising and all(0 < factor < math.inf for _, factor in self.lr_drops)):

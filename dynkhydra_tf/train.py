@@ -62,6 +62,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
     from dynkhydra_tf.data.augment import check_augmentation
     from dynkhydra_tf.data.sources.folder.listing import check_outside
     from dynkhydra_tf.distillation import open_teacher
+    from dynkhydra_tf.frozen_maps import check_cache
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.machine import describe_machine, part_dtype
     from dynkhydra_tf.optimisation import make_optimizer
@@ -76,6 +77,8 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
     strategy = workers.strategy or distribution.open_strategy(settings.distribution.distribute)
 
     # === Data: what can be wrong is found before any long work, and before the run is started ===
+    if settings.network.trains_on_maps:
+        check_cache(settings.place.cache_dir)
     if settings.data.dataset == "folder":
         check_outside(settings.data.data_dir, run_dir=run.path, cache_dir=settings.place.cache_dir)
     settings = run.settings = fill_in(run.settings)

@@ -23,7 +23,7 @@ from dynkhydra_tf.settings import NetworkSettings
 
 # What says how a backbone is trained, and no more; and how it is divided, and nothing of its plain network.
 _TRAINING = {"frozen_stem", "frozen_tail", "keep_statistics"}
-_DIVISION = _TRAINING | {"stem_width", "branch_width", "gater_width", "cut", "dropped"}
+_DIVISION = _TRAINING | {"stem_width", "branch_width", "gater_width", "gater_dropped", "cut", "dropped"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +128,10 @@ def _check_widths(source, network, backbone):
     if network.system == "plain" or isinstance(source.model, Hydra):
         return
     names = ("stem_width", "branch_width", "gater_width")
-    if narrow := [f"--{name}={value:g}" for name in names if (value := getattr(backbone, name, 1.0)) != 1]:
+    # A gater's trunk of width 0 is none of the plain network's layers.
+    if narrow := [
+        f"--{name}={value:g}" for name in names if (value := getattr(backbone, name, 1.0)) not in (0, 1)
+    ]:
         raise UserError(
             "init_from a plain network gives its layers to parts of width 1: it is not narrowed. "
             f"Received: {', '.join(narrow)}"

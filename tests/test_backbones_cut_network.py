@@ -12,6 +12,7 @@ from keras import layers
 
 from dynkhydra_tf.backbones import make_backbone, open_backbone
 from dynkhydra_tf.backbones.chain import narrow_places
+from dynkhydra_tf.backbones.cut_network import CutNetwork
 from dynkhydra_tf.backbones.pretrained import open_network
 from dynkhydra_tf.costs import branched_costs
 from dynkhydra_tf.errors import UserError
@@ -365,11 +366,12 @@ def test_images_that_are_too_small(path, tmp_path):
         open_network("MobileNetV2", 16, "none")
 
 
-def test_names_and_files_that_are_none(tmp_path):
+def test_names_and_files_that_are_none(path, tmp_path):
     (tmp_path / "text.keras").write_text("no")
     for name, weights, message in (
         ("mobilenetv2", None, r"keras\.applications\. Did you mean MobileNetV2\? Received: mobilenetv2"),
         (str(tmp_path / "none.keras"), None, "No backbone file at"),
+        (path, "none.weights.h5", "weights must be none, or a file that exists. Received: none.weights.h5"),
         (str(tmp_path / "text.keras"), None, "cannot be loaded as a Keras model"),
         ("MobileNetV2", "no/such.h5", "weights must be imagenet, none, or a file that exists"),
     ):
@@ -491,3 +493,29 @@ def test_a_pretrained_file():
     assert kernels["block12_expand_conv"] == (1, 1, 192, 288)
     assert kernels["block12_project_conv"] == (1, 1, 288, 192)
     assert np.isfinite(model(images)["logits"]).all()
+
+
+def test_a_gaters_trunk_of_the_tails_blocks(network, path):
+    opened = open_network(str(path), 16)
+    cut = opened.cut("first_relu", gater_width=0.5)
+    # Of a tail block1, block3, block4 all but the last, with half of the hidden channels.
+    trunk = cut.gater_trunk()
+    names = {layer.name for layer in trunk.layers}
+    assert any(name.startswith("block3") for name in names)
+    assert not any(name.startswith("block4") for name in names)
+    assert trunk.count_params() < cut.branch().count_params()
+    model = Hydra(cut, [0, 0, 1, 1], top_k=1)
+    before = model.gater.layers[0].get_weights()
+    model.set_first_weights(opened.give())
+    after = model.gater.layers[0].get_weights()
+    assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    again = CutNetwork.from_config(json.loads(json.dumps(cut.get_config())))
+    assert again == cut and "gater of width 0.5" in cut.description
+    # Models of before did not say how wide it is.
+    config = {key: value for key, value in cut.get_config().items() if not key.startswith("gater_")}
+    assert CutNetwork.from_config(config).gater_trunk().layers[-1].name == "hidden"
+    # Of a branch of one block that block is the trunk.
+    alone = opened.cut("first_relu", blocks=("block2_down_relu",), gater_width=1.0)
+    assert [layer.name for layer in alone.gater_trunk().layers][1:] == [
+        layer.name for layer in alone.branch().layers
+    ][1:]

@@ -88,11 +88,14 @@ def test_from_the_command_to_the_page(folder, capsys, monkeypatch):
         ("--backbone=resnet", "for networks of Keras. Received: --backbone=resnet"),
         ("--no_such_flag=1", "no_such_flag"),
         ("--run_dir=x", "--run_dir is what the frontier sets"),
+        ("--backbone=none.keras", "No backbone file at none.keras"),
+        ("--cut=nowhere", "cannot be cut at 'nowhere'"),
     ],
 )
-def test_bad_input_is_told_before_any_training(folder, flag, message, capsys):
+def test_bad_input_is_told_before_the_images_are_looked_at(folder, flag, message, capsys):
     with pytest.raises(SystemExit) as leaving:
-        run(folder, flag, f"--output_dir={folder}/never")
+        run(folder, flag, f"--output_dir={folder}/never", f"--cache_dir={folder}/never")
     assert leaving.value.code == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert message in told.err and "Looking at" not in told.out
     assert not (folder / "never").exists()

@@ -1,11 +1,13 @@
 """The networks that are tried."""
 
+import keras
 import pytest
 
 from dynkhydra_tf import flags
+from dynkhydra_tf.backbones.pretrained import open_network
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import values
-from dynkhydra_tf.frontier.candidates import candidates
+from dynkhydra_tf.frontier.candidates import candidates, that_fit
 
 COMMON = ("--dataset=folder", "--data_dir=photos", "--backbone=MobileNetV2", "--image_size=64")
 
@@ -77,3 +79,20 @@ def test_seeds_are_runs_of_their_own():
 def test_what_the_frontier_sets_itself(flag, message):
     with pytest.raises(UserError, match=message):
         made(flag)
+
+
+def test_where_nothing_is_hidden_behind_the_cut_no_tail_is_narrow(tmp_path, capsys):
+    image = x = keras.Input((16, 16, 3))
+    for number in (1, 2, 3):
+        x = keras.layers.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)
+    keras.Model(image, x).save(tmp_path / "flat.keras")
+    opened = open_network(str(tmp_path / "flat.keras"), 16)
+    found = that_fit(made(f"--backbone={tmp_path}/flat.keras", "--cut=conv2"), opened)
+    assert [candidate.name for candidate in found] == ["linear head", "plain, width 1", "Hydra"]
+    assert found[-1].runs[0].network.branch_width == 1
+    assert "all channels: plain, width 0.25, plain, width 0.5, Hydra" in capsys.readouterr().out
+    # conv2's own channels are hidden behind conv1.
+    assert len(that_fit(made("--cut=conv1"), opened)) == 5
+    assert not capsys.readouterr().out
+    with pytest.raises(UserError, match="cut must leave a stem and a tail"):
+        that_fit(made("--cut=conv3"), opened)

@@ -15,7 +15,7 @@ from dynkhydra_tf.backbones.pretrained import open_network
 from dynkhydra_tf.data import evaluation_batches, load_data
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.flags import parse
-from dynkhydra_tf.frozen_maps import HEADER, MapData, Views, cached_maps, draw_view
+from dynkhydra_tf.frozen_maps import HEADER, MapData, Views, cached_maps, check_cache, draw_view
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.stages import batches_to_test
@@ -287,3 +287,12 @@ def test_maps_that_float16_cannot_hold(make, few, tmp_path):
     with pytest.raises(UserError, match="float16 cannot hold the maps"):
         cached_maps(model, few, {"train": Views()}, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_cache_that_takes_no_maps_is_refused_unless_it_has_some(tmp_path):
+    place = tmp_path / "a file" / "cache"
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write to .*give another --cache_dir"):
+        check_cache(place)
+    check_cache(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

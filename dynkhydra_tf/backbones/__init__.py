@@ -59,6 +59,7 @@ def open_backbone(network: NetworkSettings, image_size: int) -> tuple[Backbone, 
         frozen=network.frozen_part,
         branch_width=network.branch_width,
         tail_width=network.tail_width,
+        gater_width=network.gater_tail_width,
     )
     print(*([opened.left_out] if opened.left_out else []), backbone.description, sep="\n", flush=True)
     return backbone, opened.give(fresh_branches=network.branch_init == "fresh") if opened.pretrained else None

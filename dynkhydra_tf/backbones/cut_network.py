@@ -2,8 +2,9 @@
 
 Stem: what lies before the cut. A branch: the tail behind it, or some of its blocks, or all with fewer hidden
 channels. The plain network: stem and tail.
-The gater's trunk is not another tail but a layer on the pooled map: with the classifier behind it that is a
-network of two layers, at a small part of a branch's cost.
+The gater's trunk is a layer on the pooled map: with the classifier behind it a network of two layers, at a
+small part of a branch's cost. Or, of `gater_width`, it is the first blocks of a branch, narrowed: what is
+pooled halfway through a network tells clusters apart badly.
 """
 
 import dataclasses
@@ -43,6 +44,8 @@ class CutNetwork(Backbone):
             trained: the statistics that it came with are better than those of few images.
         branch_width, tail_width: floats in (0, 1], how many of the hidden channels a branch keeps, and the
             plain network's tail; see `narrowing.py`.
+        gater_width: float in [0, 1], the same of the gater's trunk; 0: that is a layer on the pooled map.
+        gater_dropped: as `dropped`, of the gater's trunk; where gater_width is not 0.
     """
 
     name: str
@@ -58,6 +61,8 @@ class CutNetwork(Backbone):
     keep_statistics: bool = False
     branch_width: float = 1.0
     tail_width: float = 1.0
+    gater_width: float = 0.0
+    gater_dropped: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the cut.
@@ -74,6 +79,8 @@ class CutNetwork(Backbone):
                 "branch_width and tail_width must be in (0, 1]. Received: "
                 f"branch_width={self.branch_width}, tail_width={self.tail_width}"
             )
+        if not 0 <= self.gater_width <= 1:
+            raise ValueError(f"gater_width must be in [0, 1]. Received: gater_width={self.gater_width}")
 
     @functools.cached_property
     def _layers(self) -> Layers:
@@ -95,7 +102,10 @@ class CutNetwork(Backbone):
     def stem(self, dtype: DType = None) -> keras.Model:
         """Returns the network up to the cut."""
         layers = between(self._layers, self._layers[0]["name"], self.cut)
-        return self._build(layers, self.input_shape, "stem", dtype, frozen=self.frozen_stem)
+        made = self._build(layers, self.input_shape, "stem", dtype, frozen=self.frozen_stem)
+        # Known now: the parts behind it need not build another stem to learn it.
+        self.__dict__["map_shape"] = tuple(made.output.shape[1:])
+        return made
 
     def branch(self, dtype: DType = None) -> keras.Model:
         """Returns the tail, without the blocks and the hidden channels that are left out."""
@@ -107,12 +117,15 @@ class CutNetwork(Backbone):
         Raises:
             ValueError: `branch_width` is less than 1, and there are no hidden channels.
         """
-        layers = self._tail
-        for first, last in self.dropped:
-            names = [layer["name"] for layer in layers]
-            stretch = layers[names.index(first) : names.index(last) + 1]
-            layers = layers[: -len(stretch)] if last == names[-1] else without(layers, stretch)
-        return self._narrowed(layers, self.branch_width)
+        return self._narrowed(self._tail_without(self.dropped), self.branch_width)
+
+    def gater_layers(self) -> Layers:
+        """Returns the configurations of the layers of the gater's trunk, where it is made of the tail's.
+
+        Raises:
+            ValueError: `gater_width` is less than 1, and there are no hidden channels.
+        """
+        return self._narrowed(self._tail_without(self.gater_dropped), self.gater_width)
 
     def tail_layers(self) -> Layers:
         """Returns the configurations of the layers of the plain network's tail.
@@ -122,8 +135,10 @@ class CutNetwork(Backbone):
         """
         return self._narrowed(self._tail, self.tail_width)
 
-    def gater_trunk(self, dtype: DType = None) -> keras.Sequential:
-        """Returns the hidden layer on the pooled map: (B, H, W, C) -> (B, 1, 1, GATE_UNITS)."""
+    def gater_trunk(self, dtype: DType = None) -> keras.Model:
+        """Returns a layer on the pooled map, (B, H, W, C) -> (B, 1, 1, GATE_UNITS), or narrowed blocks."""
+        if self.gater_width:
+            return self._build(self.gater_layers(), self.map_shape, "gater_trunk", dtype)
         pool = keras.layers.GlobalAveragePooling2D(keepdims=True, dtype=dtype, name="pool")
         return keras.Sequential([pool, ConvBN(GATE_UNITS, 1, dtype=dtype, name="hidden")], name="gater_trunk")
 
@@ -133,19 +148,31 @@ class CutNetwork(Backbone):
 
     def plain(self, dtype: DType = None) -> keras.Sequential:
         """Returns the network: the stem and the whole tail."""
+        stem = self.stem(dtype)
         tail = self._build(self.tail_layers(), self.map_shape, "tail", dtype, frozen=self.frozen_tail)
-        return keras.Sequential([self.stem(dtype), tail], name="plain")
+        return keras.Sequential([stem, tail], name="plain")
 
     @functools.cached_property
     def map_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the map at the cut."""
-        return tuple(self.stem().output.shape[1:])
+        self.stem()
+        return self.__dict__["map_shape"]
 
     @property
     def _tail(self) -> Layers:
         return between(self._layers, self.cut, self._layers[-1]["name"])
 
+    def _tail_without(self, dropped):
+        layers = self._tail
+        for first, last in dropped:
+            names = [layer["name"] for layer in layers]
+            stretch = layers[names.index(first) : names.index(last) + 1]
+            layers = layers[: -len(stretch)] if last == names[-1] else without(layers, stretch)
+        return layers
+
     def _narrowed(self, layers, width):
+        if width == 1:  # the shape of the map need not be known then
+            return layers
         return narrowed(layers, self.map_shape[-1], block_ends(self._layers), width)
 
     def _build(self, layers, shape, name, dtype, frozen=False):
@@ -156,7 +183,9 @@ class CutNetwork(Backbone):
         """What it is, without the whole architecture."""
         left_out = "".join(f", without {last}" for _, last in self.dropped)
         widths = {"branches": self.branch_width, "plain tail": self.tail_width}
-        narrow = "".join(f", {part} of width {width:g}" for part, width in widths.items() if width < 1)
+        widths = {part: width for part, width in widths.items() if width < 1}
+        widths |= {"gater": self.gater_width} if self.gater_width else {}
+        narrow = "".join(f", {part} of width {width:g}" for part, width in widths.items())
         return f"{self.name} for {self.image_size} px, cut at {self.cut}{left_out}{narrow}"
 
     def get_config(self) -> dict[str, Any]:
@@ -167,4 +196,6 @@ class CutNetwork(Backbone):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Returns the backbone that `get_config` described."""
         tuples = {name: tuple(config[name]) for name in ("scale", "offset")}
-        return cls(**{**config, **tuples, "dropped": tuple(map(tuple, config["dropped"]))})
+        pairs = ("dropped", "gater_dropped")  # early versions had the first alone
+        tuples |= {name: tuple(map(tuple, config.get(name, ()))) for name in pairs}
+        return cls(**{**config, **tuples})

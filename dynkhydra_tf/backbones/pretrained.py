@@ -1,9 +1,11 @@
 """Networks of Keras, opened to be cut: of keras.applications by name, or from a .keras file."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,6 +94,7 @@ class OpenNetwork:
         frozen: str = "none",
         branch_width: float = 1.0,
         tail_width: float = 1.0,
+        gater_width: float = 0.0,
     ) -> CutNetwork:
         """Cuts it.
 
@@ -101,26 +104,35 @@ class OpenNetwork:
                 branch keeps; empty: all.
             frozen: "none", "stem", or "all": the plain network's tail, too.
             branch_width, tail_width: see `CutNetwork`.
+            gater_width: the same; its blocks are those of a branch but for the network's last one.
 
         Raises:
             UserError: a name that is none, blocks that do not fit together, or a width where there are no
                 hidden channels.
         """
         place = self.point(cut)
+        dropped = self._dropped(place, tuple(blocks))
+        kept = [end.name for end in self.blocks(place) if not blocks or any(name in end for name in blocks)]
+        of_gater = [name for name in kept if name != self.layers[-1]["name"]] or kept
         made = CutNetwork(
             self.name,
             self.image_size,
             json.dumps(self.layers),
             place.layer,
-            self._dropped(place, tuple(blocks)),
+            dropped,
             **self.preprocessing,
             frozen_stem=frozen != "none",
             frozen_tail=frozen == "all",
             keep_statistics=self.pretrained,
             branch_width=branch_width,
             tail_width=tail_width,
+            gater_width=gater_width,
+            gater_dropped=self._dropped(place, of_gater) if gater_width else (),
         )
-        for name, parts in (("branch_width", made.branch_layers), ("tail_width", made.tail_layers)):
+        made.__dict__["map_shape"] = self.shapes[place.layer]  # so that it builds no stem to learn it
+        narrow = {"branch_width": made.branch_layers, "tail_width": made.tail_layers}
+        narrow |= {"gater_tail_width": made.gater_layers} if gater_width else {}
+        for name, parts in narrow.items():
             try:
                 parts()
             except ValueError as error:
@@ -166,9 +178,12 @@ class OpenNetwork:
         Args:
             fresh_branches: whether the branches keep what Keras drew.
         """
+        names = {layer.name for layer in self.network.layers}
 
         def give(part: str, layer: keras.Layer) -> None:
-            if part == "gater_trunk" or (part == "branch" and fresh_branches):
+            if part == "branch" and fresh_branches:
+                return
+            if part == "gater_trunk" and layer.layers[-1].name not in names:  # a layer on the pooled map
                 return
             for one in layer.layers if part == "plain" else [layer]:
                 copy_largest(self.network, one)
@@ -177,7 +192,7 @@ class OpenNetwork:
 
 
 def open_network(name: str, image_size: int, weights: str | os.PathLike | None = None) -> OpenNetwork:
-    """Opens a network for images of a size.
+    """Opens a network for images of a size; the one that was opened last is kept for who asks for it again.
 
     Args:
         name: one of keras.applications, or the path of a .keras file of a functional or sequential network
@@ -189,7 +204,22 @@ def open_network(name: str, image_size: int, weights: str | os.PathLike | None =
     Raises:
         UserError: no such network or weights, or one that cannot be cut.
     """
-    if str(name).endswith(".keras"):
+    given = None if weights is None else str(weights)
+    return _opened(str(name), image_size, given, _state(name), _state(weights))
+
+
+def _state(path):
+    """What changes with a file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, TypeError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(name, image_size, weights, *states):
+    if name.endswith(".keras"):
         network, preprocessing = _load_file(name, weights), {}
         title = os.path.basename(name)
     else:
@@ -259,6 +289,8 @@ def _load_file(path, weights):
         raise UserError(f"{path} has its own weights; --weights=imagenet goes with keras.applications")
     if not os.path.isfile(path):
         raise UserError(f"No backbone file at {path}: give the path of a file that exists")
+    if weights not in (None, NO_WEIGHTS) and not os.path.isfile(weights):
+        raise UserError(f"weights must be none, or a file that exists. Received: {weights}")
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its parts raise on a damaged file
@@ -268,7 +300,8 @@ def _load_file(path, weights):
         ) from error
     if weights not in (None, NO_WEIGHTS):
         try:
-            network.load_weights(weights)
+            with warnings.catch_warnings(action="ignore"):  # one for each layer that does not fit
+                network.load_weights(weights)
         except Exception as error:  # Keras, h5py and zipfile each raise their own
             raise UserError(f"Weights {weights} do not fit {path} ({first_line(error)})") from error
         mend_normalisation(network)

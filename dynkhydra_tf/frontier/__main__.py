@@ -60,20 +60,31 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
     import tensorflow as tf
 
     from dynkhydra_tf import train
+    from dynkhydra_tf.backbones.pretrained import open_network
     from dynkhydra_tf.benchmark.environment import describe
     from dynkhydra_tf.data import open_data
     from dynkhydra_tf.frontier import report
-    from dynkhydra_tf.frontier.candidates import candidates
+    from dynkhydra_tf.frontier.candidates import candidates, that_fit
     from dynkhydra_tf.frontier.choice import recommend, sureness, verdict
     from dynkhydra_tf.frontier.measure import measure
+    from dynkhydra_tf.frozen_maps import check_cache
     from dynkhydra_tf.sizing import fill_in
 
     tf.get_logger().setLevel("ERROR")  # each network is traced anew, of which it would warn
     settings = fill_in(settings)
+    tried = candidates(settings, str(directory), options.seeds)
+    if settings.data.validation_fraction == 0:
+        raise UserError("The choice is made on images held out from training: give --validation_fraction=0.1")
+    check_cache(settings.place.cache_dir)
+    # Before the images are looked at: a network that cannot be had is told in a moment.
+    network = settings.network
+    tried = that_fit(tried, open_network(network.backbone, settings.data.image_size, network.weights))
     data = open_data(settings.data, settings.place.cache_dir)
     if not data.sizes["validation"]:
-        raise UserError("The choice is made on images held out from training: give --validation_fraction=0.1")
-    tried = candidates(settings, str(directory), options.seeds)
+        raise UserError(
+            "The choice is made on images held out from training, and there are none: give a larger "
+            f"--validation_fraction. Received: {settings.data.validation_fraction}"
+        )
     runs = [(candidate.name, run) for candidate in tried for run in candidate.runs]
     for _, run in runs:
         with RunDirectory.open(run):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dynkhydra_tf.backbones.pretrained import OpenNetwork
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import changed, leaves, values
 from dynkhydra_tf.settings import Settings
@@ -73,4 +74,42 @@ def candidates(settings: Settings, directory: str, seeds: Sequence[int] = ()) ->
             path = os.path.join(directory, f"{key}-seed{seed}" if len(seeds) > 1 else key)
             runs.append(changed(settings, **own, seed=seed, run_dir=path))
         found.append(Candidate(name, tuple(runs)))
+    return found
+
+
+def that_fit(tried: Sequence[Candidate], opened: OpenNetwork) -> list[Candidate]:
+    """Returns the candidates that a network can be cut to; tells which it cannot.
+
+    A network may have no hidden channels behind the cut to leave out: its tail then has one width, and the
+    Hydra's branches have all channels.
+
+    Raises:
+        UserError: it cannot be cut there at all, or the branches' blocks do not fit.
+    """
+    given = tried[0].runs[0].network
+    opened.cut(given.cut, given.branch_blocks)
+    found, left_out = [], []
+    for candidate in tried:
+        network = candidate.runs[0].network
+        try:
+            opened.cut(
+                network.cut,
+                network.branch_blocks,
+                branch_width=network.branch_width,
+                tail_width=network.tail_width,
+            )
+        except UserError:
+            left_out.append(candidate.name)
+            if network.system == "plain":
+                continue
+            candidate = Candidate(
+                candidate.name, tuple(changed(run, branch_width=1.0) for run in candidate.runs)
+            )
+        found.append(candidate)
+    if left_out:
+        print(
+            f"{opened.name} has no hidden channels behind its cut that could be left out. Not tried, or with "
+            f"all channels: {', '.join(left_out)}",
+            flush=True,
+        )
     return found
