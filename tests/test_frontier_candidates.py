@@ -34,11 +34,12 @@ def test_a_linear_head_plain_tails_and_a_hydra():
     ]
     assert [candidate.runs[0].fits_classifier for candidate in found] == [True, False, False, False, False]
     hydra = values(found[-1].runs[0])
-    chosen = {name: hydra[name] for name in ("system", "freeze", "branch_width")}
+    chosen = {name: hydra[name] for name in ("system", "freeze", "branch_width", "gater_tail_width")}
     assert chosen == {
         "system": "hydra",
         "freeze": "stem",
         "branch_width": 0.25,
+        "gater_tail_width": 0.25,
     }
     assert (hydra["combine"], hydra["partition"]) == ("gate_weighted", "cluster_optimal")
     assert hydra["feature_extractor"] == "MobileNetV2"
@@ -89,7 +90,8 @@ def test_where_nothing_is_hidden_behind_the_cut_no_tail_is_narrow(tmp_path, caps
     opened = open_network(str(tmp_path / "flat.keras"), 16)
     found = that_fit(made(f"--backbone={tmp_path}/flat.keras", "--cut=conv2"), opened)
     assert [candidate.name for candidate in found] == ["linear head", "plain, width 1", "Hydra"]
-    assert found[-1].runs[0].network.branch_width == 1
+    network = found[-1].runs[0].network
+    assert (network.branch_width, network.gater_tail_width) == (1, 0)
     assert "all channels: plain, width 0.25, plain, width 0.5, Hydra" in capsys.readouterr().out
     # conv2's own channels are hidden behind conv1.
     assert len(that_fit(made("--cut=conv1"), opened)) == 5

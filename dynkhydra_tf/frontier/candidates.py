@@ -11,7 +11,7 @@ from dynkhydra_tf.settings import Settings
 
 TAIL_WIDTHS = (0.25, 0.5, 1.0)
 # Of the Hydra, where nothing else is given.
-BRANCH_WIDTH, COMBINE, PARTITION = 0.25, "gate_weighted", "cluster_optimal"
+BRANCH_WIDTH, GATER_TAIL_WIDTH, COMBINE, PARTITION = 0.25, 0.25, "gate_weighted", "cluster_optimal"
 CLUSTERING_IMAGES = 20  # of a class: the whole network runs on them
 
 
@@ -53,6 +53,7 @@ def candidates(settings: Settings, directory: str, seeds: Sequence[int] = ()) ->
         )
     hydra = {
         "branch_width": BRANCH_WIDTH,
+        "gater_tail_width": GATER_TAIL_WIDTH,
         "combine": COMBINE,
         "partition": PARTITION,
         "feature_images_per_class": CLUSTERING_IMAGES,
@@ -97,14 +98,14 @@ def that_fit(tried: Sequence[Candidate], opened: OpenNetwork) -> list[Candidate]
                 network.branch_blocks,
                 branch_width=network.branch_width,
                 tail_width=network.tail_width,
+                gater_width=network.gater_tail_width,
             )
         except UserError:
             left_out.append(candidate.name)
             if network.system == "plain":
                 continue
-            candidate = Candidate(
-                candidate.name, tuple(changed(run, branch_width=1.0) for run in candidate.runs)
-            )
+            whole = {"branch_width": 1.0, "gater_tail_width": 0.0}
+            candidate = Candidate(candidate.name, tuple(changed(run, **whole) for run in candidate.runs))
         found.append(candidate)
     if left_out:
         print(
