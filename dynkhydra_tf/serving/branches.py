@@ -3,7 +3,8 @@
 Two layouts of the same computation. `StackedBranches`, for servers: the weights of all branches lie in one
 variable and one body runs whichever branch is asked for, so that neither the graph, nor its load time, nor
 the cost of a branch that is not run grows with nb. `UnrolledBranches`, for edge runtimes: a tf.cond for
-each branch, with weights that are constants to the converter, which can then quantise them.
+each branch, with weights that are constants to the converter, which can then quantise them. (ONNX takes
+its `template` and makes its own conditions, see `formats/onnx_graph.py`.)
 
 Axis letters: B batch, N branches (nb), K most branches of an image, R routes (pairs of image and branch),
 H W C feature map of the stem, h w c projection of a branch, P floats of one branch.
@@ -149,13 +150,16 @@ class UnrolledBranches(tf.Module):
 
     Args:
         model: `Hydra` in float32.
+
+    Attributes:
+        template: a folded branch as a Keras layer, its variables, and for each branch the values of these.
     """
 
     def __init__(self, model: Hydra) -> None:
         super().__init__(name="branches")
         self.combine = model.combine
         self.projection_shape = model.branches.projection_shape
-        self._body, self._weights, self._values = _folded(model.branches)
+        self._body, self._weights, self._values = self.template = _folded(model.branches)
 
     def ready(self) -> None:
         """Nothing: the weights are constants."""

@@ -169,13 +169,17 @@ class InferenceGraph(tf.Module):
         """Runs a Hydra's selected branches and its combiner: class probabilities (B, M) float32."""
         if not self.can_exit:
             branches = self.branches(gating.features, gating.gate, gating.ranking)
-            return tf.nn.softmax(self._run(self.model.combiner, branches))
+            return self.combine(branches)
         ready = self.branches.ready()
         return tf.cond(
             tf.reduce_any(gating.ranking.kept),
             lambda: self._beyond_exit(gating, ready),
             lambda: gating.class_probabilities,
         )
+
+    def combine(self, combined: tf.Tensor) -> tf.Tensor:
+        """Runs the combiner on summed projections (B, h, w, c): class probabilities (B, M) float32."""
+        return tf.nn.softmax(self._run(self.model.combiner, combined))
 
     def _beyond_exit(self, gating, ready):
         """The class probabilities where an image at least goes on; of the others those of their exit."""
@@ -192,7 +196,7 @@ class InferenceGraph(tf.Module):
 
         combined = self._if_one(features, combined, lambda maps: tf.gather(maps, going_on()[:, 0]))
         combined = tf.ensure_shape(combined, (None, *self.branches.projection_shape))
-        answers = tf.nn.softmax(self._run(self.model.combiner, combined))
+        answers = self.combine(combined)
         return tf.ensure_shape(self._if_one(features, answers, rest_of_all), classes.shape)
 
     def _if_one(self, features, value, otherwise):

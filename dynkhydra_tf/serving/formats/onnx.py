@@ -3,9 +3,14 @@
 import os
 from collections.abc import Callable
 
+import keras
+import tensorflow as tf
+
+from dynkhydra_tf.gating import combination_weights
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.formats import onnx_int8, single_file
+from dynkhydra_tf.serving.graph import InferenceGraph
 from dynkhydra_tf.serving.served_model import ServedModel
 
 FILE = "model.onnx"
@@ -48,19 +53,77 @@ def to_onnx(model: Hydra | Plain, tau: float | None) -> bytes:
     """
     check_installed()
     import onnx
-    import tf2onnx
 
-    function = single_file.without_variables(model, tau)
-    converted, _ = tf2onnx.convert.from_function(
-        function,
-        input_signature=function.input_signature,
-        opset=_OPSET,
-    )
+    converted = _hydra(model, tau) if isinstance(model, Hydra) else _plain(model)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     # tf2onnx logs what it cannot convert and leaves it in.
     onnx.checker.check_model(converted, full_check=True)
     return converted.SerializeToString()
+
+
+def _plain(model):
+    return _converted(single_file.without_variables(model, None))
+
+
+def _hydra(model, tau):
+    """The model of a Hydra: its parts are converted, and then joined."""
+    from dynkhydra_tf.serving.formats import onnx_graph
+
+    graph = InferenceGraph(model, unrolled=True)
+    model = graph.model
+    body, variables, values = graph.branches.template
+    shape = model.backbone.input_shape
+
+    def head(images):
+        gating = graph.gating(images, tau)
+        probability, branch, kept = gating.ranking
+        outputs = {"features": gating.features, "gate": gating.gate, "branch": branch}
+        outputs |= {"active_branches": gating.active_branches}
+        outputs["weight"] = combination_weights(probability, kept, model.combine)
+        of_exit = {"trunk": gating.trunk, "class_probabilities": gating.class_probabilities}
+        return outputs | {name: value for name, value in of_exit.items() if value is not None}
+
+    def branch(features, *weights):
+        with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
+            return {onnx_graph.PROJECTION: body(features)}
+
+    def tail(combined):
+        return {"probabilities": graph.combine(combined)}
+
+    def spec(shape, name, dtype=tf.float32):
+        return tf.TensorSpec(shape, dtype, name=name)
+
+    projection_shape = model.branches.projection_shape
+    features = spec(model.branches.features_shape, onnx_graph.FEATURES)
+    weights = [spec(v.shape, onnx_graph.weight_name(i)) for i, v in enumerate(variables)]
+    maps = ["features", *(["trunk"] if model.trunk else [])]
+    return onnx_graph.join(
+        _converted(_function(head, spec((None, *shape), "images", tf.uint8)), outputs_as_nchw=maps),
+        _converted(
+            _function(branch, features, *weights),
+            inputs_as_nchw=[onnx_graph.FEATURES],
+            outputs_as_nchw=[onnx_graph.PROJECTION],
+        ),
+        _converted(
+            _function(tail, spec((None, *projection_shape), onnx_graph.COMBINED)),
+            inputs_as_nchw=[onnx_graph.COMBINED],
+        ),
+        values,
+        projection_shape,
+        weighted=model.combine != "sum",
+    )
+
+
+def _function(call, *inputs):
+    return tf.function(call, input_signature=inputs, autograph=False)
+
+
+def _converted(function, **layout):
+    import tf2onnx
+
+    signature = function.input_signature
+    return tf2onnx.convert.from_function(function, signature, opset=_OPSET, **layout)[0]
 
 
 def run(content: bytes, threads: int | None = None) -> Callable:

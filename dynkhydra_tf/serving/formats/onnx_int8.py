@@ -1,10 +1,10 @@
 """int8 for ONNX: convolutions and what is between them in whole numbers, by the ranges seen on images.
 
 ONNX Runtime's quantiser of static ranges does it (QDQ: QuantizeLinear and DequantizeLinear around each op,
-a scale for each filter), but it does not look into an If, where a Hydra's branches lie. So each body of an If
-that holds something to quantise is taken out as a model of its own, whose inputs are what it uses from around
-it, with the values that these have on the images that run it; it is quantised and put back. One that no image
-runs stays as it is.
+a scale for each filter), but it does not look into a Loop or an If, where a Hydra's branches lie. So each body
+of these that holds something to quantise is taken out as a model of its own, whose inputs are what it uses from
+around it, with the values that these have on the images that run it, in a Loop turn by turn; it is quantised
+and put back. One that no image runs stays as it is.
 """
 
 import graphlib
@@ -53,7 +53,8 @@ def quantized(content: bytes, images: np.ndarray) -> bytes:
 def _quantized(model: "onnx.ModelProto", feeds: Sequence[Feed]) -> "onnx.ModelProto":
     """A quantised copy of a model; `feeds` are requests that tell the ranges."""
     bodies = dict(_bodies(model, feeds))
-    made = _quantize_flat(model, feeds)
+    here = any(node.op_type in OPS for node in model.graph.node)
+    made = _quantize_flat(model, feeds) if here else model
     for node in made.graph.node:
         for attribute in node.attribute:
             if (node.name, attribute.name) in bodies:
@@ -63,7 +64,7 @@ def _quantized(model: "onnx.ModelProto", feeds: Sequence[Feed]) -> "onnx.ModelPr
 
 
 def _quantize_flat(model, feeds):
-    """ONNX Runtime's quantiser, which leaves every If as it is."""
+    """ONNX Runtime's quantiser, which leaves every body as it is."""
     import onnx
     from onnxruntime import quantization
 
@@ -93,35 +94,62 @@ def _quantize_flat(model, feeds):
         return onnx.load(made)
 
 
-# === Inside of an If ===
+# === Inside of a Loop or an If ===
 
 
 def _bodies(model: "onnx.ModelProto", feeds: Sequence[Feed]) -> Iterator[tuple[tuple[str, str], Any]]:
-    """((If's name, "then_branch" or "else_branch"), quantised graph) of each body that can be quantised."""
-    import onnx
+    """((node's name, attribute's name), quantised graph) of each body that can be quantised."""
+    from onnx import numpy_helper
 
     constants = {value.name: value for value in model.graph.initializer}
     bodies = [
         (node, attribute.name, attribute.g, _taken(attribute.g))
         for node in model.graph.node
-        if node.op_type == "If"
+        if node.op_type in ("If", "Loop")
         for attribute in node.attribute
         if _has_work(attribute.g)
     ]
-    asked = {name for node, _, _, taken in bodies for name in (node.input[0], *taken)} - constants.keys()
-    values = _values(model, sorted(asked), feeds) if bodies else []
+    asked = {name for node, _, _, taken in bodies for name in (*node.input, *taken)} - {""}
+    known = {name: numpy_helper.to_array(constants[name]) for name in asked & constants.keys()}
+    values = [known | each for each in _values(model, sorted(asked - known.keys()), feeds)] if bodies else []
     for node, which, graph, taken in bodies:
-        runs = [each for each in values if bool(each[node.input[0]]) == (which == "then_branch")]
-        if not runs:
-            continue
         inputs = [name for name in taken if name not in constants]
-        body = onnx.ModelProto()
-        body.CopyFrom(model)
-        body.graph.CopyFrom(graph)
-        body.graph.initializer.extend(constants[name] for name in taken if name in constants)
-        body.graph.input.extend(_declared(name, runs[0][name]) for name in inputs)
-        made = _quantized(body, [{name: each[name] for name in inputs} for each in runs])
-        yield (node.name, which), _renamed(made.graph, f"{node.name}/{which}/", inputs)
+        body = _alone(model, graph, [constants[name] for name in taken if name in constants])
+        body.graph.input.extend(_declared(name, values[0][name]) for name in inputs)
+        if node.op_type == "Loop":
+            runs = [turn for each in values for turn in _turns(node, body, inputs, each)]
+        else:
+            chosen = [each for each in values if bool(each[node.input[0]]) == (which == "then_branch")]
+            runs = [{name: each[name] for name in inputs} for each in chosen]
+        if runs:
+            made = _quantized(body, runs)
+            own = len(graph.input)
+            yield (node.name, which), _renamed(made.graph, f"{node.name}/{which}/", inputs, own)
+
+
+def _alone(model, graph, constants):
+    """A body as a model of its own, with the constants that it uses from around it."""
+    import onnx
+
+    alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
+    alone.graph.initializer.extend(constants)
+    return alone
+
+
+def _turns(loop, body, inputs, values):
+    """What a Loop's body is given turn by turn, the values around the Loop being known."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(body.SerializeToString())
+    turn, goes_on, *carried = (value.name for value in body.graph.input[: len(loop.input)])
+    most, first, *start = (values[name] if name else None for name in loop.input)
+    around, state = {name: values[name] for name in inputs}, start
+    number, going = 0, first is None or bool(first)
+    while going and (most is None or number < most):
+        feed = {turn: np.int64(number), goes_on: np.bool_(True), **dict(zip(carried, state, strict=True))}
+        yield feed | around
+        continued, *state = session.run(None, feed | around)[: 1 + len(carried)]
+        number, going = number + 1, first is None or bool(continued)
 
 
 def _sort(graph: "onnx.GraphProto") -> None:
@@ -180,13 +208,13 @@ def _declared(name, value):
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
 
-def _renamed(graph, prefix, taken):
-    """A model's graph as the body of an If: no inputs, and no name that may occur around it."""
+def _renamed(graph, prefix, taken, own):
+    """A model's graph as a body: no inputs but its first, `own` many, and no name that may occur around it."""
     import onnx
 
     made = onnx.GraphProto()
     made.CopyFrom(graph)
-    del made.input[:], made.value_info[:]
+    del made.input[own:], made.value_info[:]
 
     def rename(names):
         for place, name in enumerate(names):

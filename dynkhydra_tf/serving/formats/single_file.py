@@ -5,9 +5,10 @@ They take `images` (B,S,S,3) uint8, 0..255, any B > 0, and give, by these names,
     probabilities (B,M) float32, class_id (B) int32, and of a Hydra
     gate (B,N) float32, active_branches (B) int32
 
-Each branch lies in an If of its own, with the gather of its images inside, and a branch that no image of the
-batch selects is not run; behind a shared trunk another If holds them all, with the combiner, and is not run
-where all images exit. Axis letters: B batch, S side of an image, N branches (nb), M classes.
+A branch runs on the images that select it, and one that no image of the batch selects is not run: in LiteRT
+each lies in an If of its own, in ONNX a loop takes those that are needed (`onnx_graph`). Where images can
+exit, another If holds them all, with the combiner, and is not run where all of them do.
+Axis letters: B batch, S side of an image, N branches (nb), M classes.
 """
 
 import contextlib
