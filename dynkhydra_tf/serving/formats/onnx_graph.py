@@ -233,7 +233,9 @@ def _unless_all_exit(route, combiner, tail, trunk):
 # === Pieces ===
 
 
-def _prefixed(nodes: Iterable[onnx.NodeProto], prefix: str, outside: Mapping[str, str]):
+def _prefixed(
+    nodes: Iterable[onnx.NodeProto], prefix: str, outside: Mapping[str, str]
+) -> list[onnx.NodeProto]:
     """Copies of nodes, all names with a prefix but for those that are mapped to names of outside."""
 
     def renamed(name):

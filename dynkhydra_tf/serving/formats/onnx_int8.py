@@ -146,7 +146,7 @@ def _turns(loop, body, inputs, values):
     around, state = {name: values[name] for name in inputs}, start
     number, going = 0, first is None or bool(first)
     while going and (most is None or number < most):
-        feed = {turn: np.int64(number), goes_on: np.bool_(True), **dict(zip(carried, state, strict=True))}
+        feed = {turn: np.array(number), goes_on: np.array(True), **dict(zip(carried, state, strict=True))}
         yield feed | around
         continued, *state = session.run(None, feed | around)[: 1 + len(carried)]
         number, going = number + 1, first is None or bool(continued)
