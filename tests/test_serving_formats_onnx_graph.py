@@ -72,14 +72,38 @@ def test_converters_work_does_not_grow_with_the_branches(monkeypatch):
 
 
 @pytest.mark.parametrize("combine", ["sum", "gate_weighted"])
-@pytest.mark.parametrize("num_branches", [5, 100])
+@pytest.mark.parametrize("num_branches", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_any_number_of_branches_answers_as_keras(num_branches, combine):
     pytest.importorskip("onnxruntime")
     model = many(num_branches, combine=combine)
     dense = model.gater.layers[-1]
     dense.kernel.assign(dense.kernel * 3)
-    found = single_file.check(run(to_onnx(model, 0.0)), model, 0.0, num_images=32)
-    assert found.max_error < 1e-5 and found.images >= 30
+    for tau in (0.0, 0.25, 0.9):
+        answer = run(to_onnx(model, tau))
+        for num_images in (1, 3, 64):
+            found = single_file.check(answer, model, tau, num_images)
+            assert found.max_error < 1e-5 and found.images >= num_images - 2, (tau, num_images)
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+def test_an_exit_at_the_stem_answers_as_in_keras(trunk):
+    pytest.importorskip("onnxruntime")
+    model = many(5, exit_weight=1.0, trunk=trunk, combine="gate_weighted")
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+    sure = tf.nn.softmax(model.forward(images, 0.0).exit_logits).numpy().max(axis=1)
+    model.exit_confidence = float(np.sort(sure)[31:33].mean())
+    expected, answer = model(images, tau=0.2), run(to_onnx(model, 0.2))
+    alone = ~np.any(expected["selected"], axis=1)
+    assert alone.sum() == 32
+    some, none = np.flatnonzero(~alone)[:1], np.flatnonzero(alone)[:3]
+    for rows in (some, none[:1], none, np.append(none, some), np.arange(64)):
+        found = answer(images[rows])
+        probabilities = tf.nn.softmax(expected["logits"]).numpy()[rows]
+        np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-5)
+        np.testing.assert_array_equal(found["class_id"], probabilities.argmax(axis=1))
+        np.testing.assert_allclose(found["gate"], expected["gate"].numpy()[rows], atol=1e-5)
+        counts = np.sum(expected["selected"], axis=1)[rows]
+        np.testing.assert_array_equal(found["active_branches"], counts)
 
 
 def test_weights_that_no_image_needs_do_not_show():

@@ -55,18 +55,53 @@ def by_hand():
     return model.SerializeToString()
 
 
+def doubling(turns):
+    """Images (B,2,2,3) -> the sum of their channels, doubled in each turn of a Loop by a 1x1 convolution."""
+    turn = helper.make_graph(
+        [
+            helper.make_node("Conv", ["sums", "two"], ["doubled"], "double"),
+            helper.make_node("Identity", ["goes_on"], ["still"], "still"),
+        ],
+        "turn",
+        [
+            declared("number", [], onnx.TensorProto.INT64),
+            declared("goes_on", [], onnx.TensorProto.BOOL),
+            declared("sums", ["batch", 1, 2, 2]),
+        ],
+        [declared("still", [], onnx.TensorProto.BOOL), declared("doubled", ["batch", 1, 2, 2])],
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["wide"], "cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["wide", "channels"], ["sum"], "sum", keepdims=1),
+        helper.make_node("Transpose", ["sum"], ["maps"], "transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Loop", ["turns", "", "maps"], ["result"], "loop", body=turn),
+    ]
+    constants = [
+        constant("two", np.full((1, 1, 1, 1), 2)),
+        constant("channels", [3], np.int64),
+        constant("turns", turns, np.int64),
+    ]
+    images = declared("images", ["batch", 2, 2, 3], onnx.TensorProto.UINT8)
+    graph = helper.make_graph(
+        nodes, "doubling", [images], [declared("result", ["batch", 1, 2, 2])], constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
 def ops_in(graph):
     return [node.op_type for node in graph.node]
 
 
 def bodies_of(content):
-    """{(If, body): ops}."""
+    """{(node, body): ops}."""
     graph = onnx.load_from_string(content).graph
     return {
         (node.name, attribute.name): ops_in(attribute.g)
         for node in graph.node
-        if node.op_type == "If"
         for attribute in node.attribute
+        if attribute.HasField("g")
     }
 
 
@@ -82,6 +117,19 @@ def test_a_convolution_in_an_if_is_quantised_by_the_values_that_reach_it():
     # Sums reach 6 * 255, in 255 steps of 6; weights are within 1 % of theirs.
     np.testing.assert_allclose(found[:, 0], expected, atol=18)
     assert np.abs(found[:, 0] - expected).max() > 0.5, "in whole numbers it cannot be exact"
+
+
+def test_a_convolution_in_a_loop_is_quantised_by_what_reaches_it_in_every_turn():
+    images = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3)).astype(np.uint8)
+    content = onnx_int8.quantized(doubling(3), images)
+    assert bodies_of(content)["loop", "body"].count("DequantizeLinear") == 3
+    found, expected = run(content)(images)["result"][:, 0], images.astype(int).sum(axis=3) * 8
+    # What comes in reaches 4 * 765, in 255 steps of 12, what goes out 8 * 765, in steps of 24: a turn doubles
+    # the error before it and half a step, and adds half a step; the first turn's ranges would end at 1530.
+    np.testing.assert_allclose(found, expected, atol=168)
+    assert expected.max() > 4000 and np.abs(found - expected).max() > 0.5
+    # No turn, no range: it stays as it was.
+    assert bodies_of(onnx_int8.quantized(doubling(0), images))["loop", "body"] == ["Conv", "Identity"]
 
 
 @pytest.mark.parametrize("trunk", [False, True])

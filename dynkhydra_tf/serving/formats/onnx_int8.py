@@ -1,10 +1,10 @@
 """int8 for ONNX: convolutions and what is between them in whole numbers, by the ranges seen on images.
 
 ONNX Runtime's quantiser of static ranges does it (QDQ: QuantizeLinear and DequantizeLinear around each op,
-a scale for each filter), but it does not look into a Loop or an If, where a Hydra's branches lie. So each body
-of these that holds something to quantise is taken out as a model of its own, whose inputs are what it uses from
-around it, with the values that these have on the images that run it, in a Loop turn by turn; it is quantised
-and put back. One that no image runs stays as it is.
+a scale for each filter), but it does not look into a Loop or an If, where a Hydra's branches lie. So each
+body of these that holds something to quantise is taken out as a model of its own, whose inputs are what it
+uses from around it, with the values that these have on the images that run it, in a Loop turn by turn; it is
+quantised and put back. One that no image runs stays as it is.
 """
 
 import graphlib
@@ -51,7 +51,7 @@ def quantized(content: bytes, images: np.ndarray) -> bytes:
 
 
 def _quantized(model: "onnx.ModelProto", feeds: Sequence[Feed]) -> "onnx.ModelProto":
-    """A quantised copy of a model; `feeds` are requests that tell the ranges."""
+    """A model, quantised; `feeds` are requests that tell the ranges."""
     bodies = dict(_bodies(model, feeds))
     here = any(node.op_type in OPS for node in model.graph.node)
     made = _quantize_flat(model, feeds) if here else model
@@ -209,7 +209,7 @@ def _declared(name, value):
 
 
 def _renamed(graph, prefix, taken, own):
-    """A model's graph as a body: no inputs but its first, `own` many, and no name that may occur around it."""
+    """A model's graph as a body: of its inputs the first `own`, and no name that may occur around it."""
     import onnx
 
     made = onnx.GraphProto()
