@@ -36,9 +36,11 @@ def image_size_for(images: int) -> int:
 def warn_of_small_clusters(num_classes: int, num_branches: int) -> None:
     """Says so where branches have one class or two each: there is little left for them to tell apart."""
     if num_classes < 2 * num_branches <= 2 * num_classes:
+        better = branches_for(num_classes)
+        advice = f". --num_branches={better} may do better" if better < num_branches else ""
         print(
             f"{num_branches} branches for {num_classes} classes: some have a single class, and nothing to "
-            f"tell apart. --num_branches={branches_for(num_classes)} may do better"
+            f"tell apart{advice}"
         )
 
 

@@ -83,7 +83,7 @@ def read_cluster(environment: Mapping[str, str]) -> Cluster:
         )
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{VARIABLE} must be JSON, such as {EXAMPLE}. Received: {_short(text)} ({error})"
         ) from error
@@ -117,9 +117,10 @@ def read_cluster(environment: Mapping[str, str]) -> Cluster:
     every = [address for listed in addresses.values() for address in listed]
     if twice := [address for address in dict.fromkeys(every) if every.count(address) > 1]:
         who = f"this task, {job} {index}," if own in twice else "a task"
+        address = own if own in twice else twice[0]
         raise UserError(
             f"{VARIABLE} names {who} twice: each needs an address of its own. "
-            f"Received: {(own if own in twice else twice[0])} {every.count(twice[0])} times"
+            f"Received: {address} {every.count(address)} times"
         )
     names = [f"{name} {number}" for name, listed in addresses.items() for number in range(len(listed))]
     return Cluster(tuple(names), tuple(every), names.index(f"{job} {index}"))

@@ -131,9 +131,10 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
     # === Model: the last checkpoint's, or a new one ===
     with distribution.scope(strategy):
         model, done = run.load_checkpoint() if run.continued else (None, 0)
-        if model is None and backbone is None:  # killed before the first one
-            backbone, give = open_backbone(network, data.image_size)
-            source = open_source(network, backbone)
+    if model is None and backbone is None:  # killed before the first one
+        backbone, give = open_backbone(network, data.image_size)
+        source = open_source(network, backbone)
+    with distribution.scope(strategy):
         keras.utils.set_random_seed(optimisation.seed)
         if model is None:
             given: dict[str, Any] = {

@@ -241,10 +241,12 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
     wait_for_all(cluster, seconds)
     before = signal.getsignal(signal.SIGTERM)
     workers = None
-    lost = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
-    lost += (tf.errors.CancelledError, tf.errors.FailedPreconditionError, tf.errors.InternalError)
     try:
-        with _guard(f"error: a worker came and did not start within {SECONDS_TO_START} s: see what it tells"):
+        others = [cluster.describe(index) for index in range(cluster.size) if index != cluster.index]
+        with _guard(
+            f"error: {', '.join(others)} came and did not start within {SECONDS_TO_START} s: see what "
+            "they tell, and whether another program has their port"
+        ):
             _configure(cluster)
             strategy = _strategy()
         signal.signal(signal.SIGTERM, before)  # TensorFlow takes it, and does not end
@@ -252,11 +254,11 @@ def meet(cluster: Cluster, seconds: float) -> Iterator[SeveralWorkers]:
         yield workers
     except UserError as error:
         if workers and not (workers.agreed or isinstance(error, _ToldUserError)):
-            with contextlib.suppress(*lost):
+            with contextlib.suppress(tf.errors.OpError):
                 workers.fail(str(error))
         raise
-    except lost as error:
-        if not re.search("[cC]ollective|[cC]oordination|remote target|heartbeat", str(error)):
+    except Exception as error:
+        if not is_lost(error):
             raise
         print(f"error: {lost_text(cluster, str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(LOST) from None
@@ -286,24 +288,25 @@ def wait_for_all(cluster: Cluster, seconds: float) -> None:
     """
     end = time.monotonic() + seconds
     with contextlib.closing(cluster.listen()):
-        absent = [index for index in range(cluster.size) if index != cluster.index]
-        while absent := [index for index in absent if not _is_there(cluster.addresses[index])]:
+        absent = {index: "" for index in range(cluster.size) if index != cluster.index}
+        while absent := {index: why for index in absent if (why := _absence(cluster.addresses[index]))}:
             if time.monotonic() >= end:
                 named = ", ".join(map(cluster.describe, absent))
                 raise UserError(
                     f"{named} did not come within {seconds:g} s (--wait_for_workers): start it, or see what "
-                    "it tells"
+                    f"it tells ({', '.join(dict.fromkeys(absent.values()))})"
                 )
             time.sleep(0.2)
 
 
-def _is_there(address):
+def _absence(address):
+    """Why nobody answers at an address, in a few words; "" where somebody does."""
     host, _, _ = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), port_of(address)), timeout=2).close()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _configure(cluster):
@@ -324,6 +327,19 @@ def _configure(cluster):
         heartbeat_timeout_in_ms=1000 * SECONDS_OF_SILENCE,
         coordinated_jobs=listed,
     )
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that the connection to another worker is lost.
+
+    It may come wherever a variable is made or set under a strategy, and then in a ValueError of Keras.
+    """
+    import tensorflow as tf
+
+    signs = "[cC]ollective|[cC]oordination|remote target|heartbeat"
+    if isinstance(error, UserError) or not isinstance(error, (tf.errors.OpError, ValueError)):
+        return False
+    return bool(re.search(signs if isinstance(error, tf.errors.OpError) else "Collective ops", str(error)))
 
 
 def lost_text(cluster: Cluster, error: str) -> str:

@@ -460,6 +460,22 @@ def test_other_data_are_told_and_nothing_is_touched(run, change, told):
     assert sorted(path.name for path in run.path.iterdir()) == before
 
 
+@pytest.mark.parametrize("kind", [tf.errors.UnavailableError, ValueError])
+def test_a_checkpoint_that_another_worker_is_missed_for_is_not_damaged(run, model, monkeypatch, kind):
+    run.save_checkpoint(model)
+    told = "{{function_node CollectiveBcastSend}} Collective ops is aborted by: worker 1"
+    error = kind(told) if kind is ValueError else kind(None, None, told)
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    with pytest.raises(kind, match="Collective ops") as raised:
+        run.load_checkpoint()
+    assert raised.value is error
+    assert [path.suffix for path in run.checkpoints_written()] == [".keras"]
+
+
 def test_a_run_without_a_record_of_its_data_goes_on_and_a_damaged_one_is_told(run):
     (run.path / "data.json").write_text("[1]")
     with pytest.raises(UserError, match=r"data.json is no record of a run's data"):

@@ -79,3 +79,5 @@ def test_branches_of_one_class_are_warned_of(capsys):
     sizing.warn_of_small_clusters(10, 8)
     assert "8 branches for 10 classes: some have a single class" in (printed := capsys.readouterr().out)
     assert "--num_branches=2 may do better" in printed
+    sizing.warn_of_small_clusters(2, 2)
+    assert capsys.readouterr().out.endswith("nothing to tell apart\n")

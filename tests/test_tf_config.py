@@ -35,6 +35,7 @@ def test_a_chief_comes_before_the_workers():
         (None, "--distribute=workers needs TF_CONFIG in the environment"),
         ("", "--distribute=workers needs TF_CONFIG in the environment"),
         ("{'cluster'", r"TF_CONFIG must be JSON.*Received: \{'cluster' \(Expecting"),
+        ("[" * 100_000, r"TF_CONFIG must be JSON.*Received: \[{200}\.\.\. \("),
         ("[]", r'TF_CONFIG must have "cluster".*Received: \[\]'),
         ('{"cluster": {"worker": ["a:1"]}}', 'TF_CONFIG must have "task"'),
         (config({}), "TF_CONFIG names no worker"),
@@ -55,6 +56,10 @@ def test_a_chief_comes_before_the_workers():
         (
             config({"worker": ["a:1", "b:2", "a:1"]}),
             "names this task, worker 0, twice.*Received: a:1 2 times",
+        ),
+        (
+            config({"worker": ["b:2", "b:2", "b:2", "a:1", "a:1"]}, index=4),
+            "names this task, worker 4, twice.*Received: a:1 2 times",
         ),
         (config({"worker": ["c:3", "b:2", "b:2"]}), "names a task twice.*Received: b:2 2 times"),
         (config({"worker": ["a:1", "b"]}), 'must be HOST:PORT.*Received: "b"'),

@@ -1,11 +1,5 @@
-"""One of several workers that train a tiny model on coloured images; test_workers.py starts them.
+"""One of several workers that train a tiny model on coloured images; `workers_crew.py` starts them."""
 
-    TF_CONFIG=... python -m tests.worker_process RUN_DIR EPOCHS SECONDS [FACT]
-
-Each step takes SECONDS more than it needs. FACT is something that all workers must have alike.
-"""
-
-import sys
 import time
 
 import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads when it is imported
@@ -14,17 +8,19 @@ import dynkhydra_tf  # noqa: F401 - first, for it sets what TensorFlow reads whe
 import keras
 import numpy as np
 
-from dynkhydra_tf import cli, distribution
+from dynkhydra_tf import cli, distribution, train
 from dynkhydra_tf.agreement import state_of
 from dynkhydra_tf.averaging import build_optimizer
+from dynkhydra_tf.data import load_data
 from dynkhydra_tf.data.augment import Augmentation
 from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.optimisation import AdamW
-from dynkhydra_tf.partition import ClassPartition
+from dynkhydra_tf.partition import ClassPartition, build_extractor
+from dynkhydra_tf.partition.class_means import class_means
 from dynkhydra_tf.runs import open_run
-from dynkhydra_tf.settings import PlaceSettings, Settings
+from dynkhydra_tf.settings import Settings
 from dynkhydra_tf.training import fit
 from dynkhydra_tf.workers import open_workers
 from tests.conftest import TinyBackbone, coloured_images
@@ -39,6 +35,31 @@ class Coloured(CountingSource):
     def __init__(self):
         self.images, self.labels = coloured_images(np.arange(IMAGES) % 6)
         self.reads = 0
+
+
+def train_coloured(run_dir, epochs, seconds=0.0, fact=None, wait=120):
+    """Trains, or goes on; ends the process as a command does, with one line for what goes wrong.
+
+    Args:
+        seconds: what each step takes more than it needs.
+        fact: something that all workers must have alike.
+        wait: seconds, for the others to come.
+    """
+    flags = [f"--run_dir={run_dir}", f"--wait_for_workers={wait}"]
+    cli.run(lambda settings: main(settings, epochs, seconds, fact), Settings, ["train", *flags])
+
+
+def train_as_command(run_dir, *flags):
+    """train.py with these flags."""
+    cli.run(train.main, Settings, ["train", f"--run_dir={run_dir}", *flags])
+
+
+def save_class_means(place):
+    """Saves the class means of digits that a worker gets in PLACE.npy; its cache is PLACE."""
+    data, extractor = load_data("digits", image_size=8), build_extractor("pixels")
+    with open_workers("workers", 120) as workers:
+        means = class_means(data, extractor, place, progress=False, workers=workers)
+    np.save(f"{place}.npy", means)
 
 
 def main(settings, epochs, seconds, fact):
@@ -89,10 +110,3 @@ def slow_down(workers, seconds):
         return ask(condition)
 
     workers.any = wait_and_ask
-
-
-if __name__ == "__main__":
-    run_dir, epochs, seconds, *fact = sys.argv[1:]
-    settings = Settings(place=PlaceSettings(run_dir=run_dir))
-    # `cli.run` without flags: one line for what goes wrong.
-    cli.run(lambda options: main(settings, int(epochs), float(seconds), fact), Settings, sys.argv[:1])

@@ -22,6 +22,7 @@ from dynkhydra_tf.flags import read_flagfile, to_flagfile
 from dynkhydra_tf.runs.data_record import changes, read_record
 from dynkhydra_tf.runs.layout import MARK, RunFile, RunLayout
 from dynkhydra_tf.settings import Settings, differences, filled_from
+from dynkhydra_tf.workers import is_lost
 
 if TYPE_CHECKING:
     import keras
@@ -217,6 +218,8 @@ class RunDirectory(RunLayout):
             try:
                 model = keras.saving.load_model(path)
             except Exception as error:  # whatever a damaged archive makes of zipfile, h5py and Keras
+                if is_lost(error):
+                    raise
                 damaged.append((path, " ".join(str(error).split())[:200]))
                 continue
             for bad, reason in damaged:
@@ -246,6 +249,8 @@ class RunDirectory(RunLayout):
         try:
             model = keras.saving.load_model(path)
         except Exception as error:  # whatever a damaged archive makes of zipfile, h5py and Keras
+            if is_lost(error):
+                raise
             raise UserError(
                 f"The best epoch's checkpoint {path} cannot be read ({' '.join(str(error).split())[:200]}): "
                 "start anew with --overwrite, or --early_stopping=0 in another --run_dir"
