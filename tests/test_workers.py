@@ -120,11 +120,12 @@ def test_workers_that_differ_or_lack_something_train_not_at_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_on_two_workers_is_the_command_on_one(tmp_path, capfd):
+def test_the_command_on_two_workers_is_the_command_on_one(tmp_path):
     """From another network, at first on the maps of its frozen part, validated, stopped when it is no better.
 
     A plain network that keeps its statistics: nothing in it depends on how a batch is divided.
     """
+    keras.utils.set_random_seed(0)
     x = inputs = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 255)(x)
     for name, filters in (("block1", 4), ("block2", 8)):
@@ -134,22 +135,21 @@ def test_the_command_on_two_workers_is_the_command_on_one(tmp_path, capfd):
     flags = ("--dataset=digits", "--image_size=8", "--system=plain", f"--backbone={tmp_path}/network.keras")
     flags += ("--batch_size=120", "--cutout=0", "--shift=0", "--validation_fraction=0.2", "--optimizer=sgd")
     flags += ("--schedule=piecewise", f"--cache_dir={tmp_path}/cache", "--unfrozen_rate=0.5")
-    with Crew(
-        tmp_path / "source", [("train_as_command", *flags, "--learning_rate=0.1", "--epochs=2")]
-    ) as crew:
+    first = ("train_as_command", *flags, "--learning_rate=0.1", "--epochs=2")
+    with Crew(tmp_path / "source", [first]) as crew:
         assert crew.ended() == [0], crew.told()
     flags += (f"--init_from={tmp_path}/source/0", "--freeze=until_epoch:1", "--early_stopping=1")
     flags += ("--learning_rate=0.02", "--lr_drops=2:1e-9", "--epochs=40")
     runs = []
-    for place, more in (("alone", ()), ("together", ("--distribute=workers",))):
-        with Crew(tmp_path / place, [("train_as_command", *flags, *more)] * (1 + len(more))) as crew:
-            assert {*crew.ended()} == {0}, crew.told()
+    for distribute, count in (("none", 1), ("workers", 2)):
+        command = ("train_as_command", *flags, f"--distribute={distribute}")
+        with Crew(tmp_path / distribute, [command] * count) as crew:
+            assert crew.ended() == [0] * count, crew.told()
             assert "no better than epoch" in crew.told()[0]
         runs.append(crew.run)
-    print([numbers_of(run.metric_rows()) for run in runs])
-    assert 2 < len(runs[0].metric_rows()) < 40
+    assert 2 <= len(runs[0].metric_rows()) < 40  # of both stages
     assert_same_run(*runs, tolerance=1e-4)
-    assert not (tmp_path / "together" / "1").exists()
+    assert not (tmp_path / "workers" / "1").exists()
 
 
 @pytest.mark.slow
