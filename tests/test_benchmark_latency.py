@@ -169,7 +169,7 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
     other_seed = make_run("plain_1", "--system=plain", "--seed=1", model=Plain(ResNet(1), 10))
     runs = make_run("hydra", model=hydra), plain_run, other_seed
     options = ("--taus=0,0.9", "--seconds=0", f"--output_dir={tmp_path}/out", "--batch_sizes=1,4")
-    assert command(*runs, *options, "--runtimes=tensorflow,onnx") is None
+    assert command(*runs, *options, "--runtimes=tensorflow,onnx,onnx_int8") is None
     printed = capsys.readouterr().out
     assert "digits, threads 1\nprocessor " in printed and "CPU ms  plain ms" in printed
     results = json.loads((tmp_path / "out" / "latency.json").read_text())
@@ -177,7 +177,10 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
     kinds = [("hydra", 0.0), ("hydra", 0.3), ("hydra", 0.9), ("plain", None)]
     rows = results["rows"]
     assert [(row["batch_size"], row["runtime"], row["run"], row["tau"]) for row in rows] == [
-        (size, runtime, *kind) for size in (1, 4) for runtime in ("tensorflow", "onnx") for kind in kinds
+        (size, runtime, *kind)
+        for size in (1, 4)
+        for runtime in ("tensorflow", "onnx", "onnx_int8")
+        for kind in kinds
     ]
     assert (rows[0]["timed_active_branches"], rows[2]["timed_active_branches"]) == (2.0, 1.0)
     assert rows[3]["active_branches"] is None and rows[3]["flops"] < rows[2]["flops"] < rows[0]["flops"]
@@ -190,7 +193,12 @@ def test_command(make_run, hydra, plain, command, capsys, monkeypatch, tmp_path)
     np.testing.assert_allclose(rows[3]["top1"], np.mean(alone))
     np.testing.assert_allclose(rows[3]["top1_deviation"], np.std(alone, ddof=1))
     with (tmp_path / "out" / "latency.csv").open(newline="") as file:
-        assert [row["tau"] for row in csv.DictReader(file)] == ["0.0", "0.3", "0.9", ""] * 4
+        assert [row["tau"] for row in csv.DictReader(file)] == ["0.0", "0.3", "0.9", ""] * 6
+    # What int8 answers is measured on it.
+    for exact, int8 in zip(rows[4:7], rows[8:11], strict=True):
+        assert int8["seeds"] == 1 and abs(int8["top1"] - exact["top1"]) < 0.1
+        assert int8["active_branches"] == pytest.approx(exact["active_branches"], abs=0.2)
+    assert rows[11]["active_branches"] is None
     picture = (tmp_path / "out" / "latency.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     # Drawn again from the numbers alone.

@@ -40,7 +40,8 @@ def test_panels_seeds_and_the_line_to_beat(drawn, tmp_path):
     spread = [row | {"top1_deviation": 0.01} for row in plain]
     other = [row | {"batch_size": 64, "ms": 0.1} for row in plain]
     onnx = [row | {"runtime": "onnx", "ms": 1.0} for row in plain]
-    save_latency([*spread, *longer, *onnx, *other], "title", tmp_path / "latency.png")
+    int8 = [row | {"runtime": "onnx_int8", "ms": 0.5} for row in plain]
+    save_latency([*spread, *longer, *onnx, *int8, *other], "title", tmp_path / "latency.png")
     first, second = drawn[0].axes
     assert [axes.get_xlabel().split(" (")[0] for axes in (first, second)] == [
         "ms per image at batch 1",
@@ -49,7 +50,10 @@ def test_panels_seeds_and_the_line_to_beat(drawn, tmp_path):
     joined = {
         tuple(line.get_xdata()): line.get_linestyle() for line in first.lines if len(line.get_xdata()) == 2
     }
-    assert joined == {(2.0, 3.0): "-", (1.0, 1.0): "--"}  # the one of 60 epochs is on no line
+    # The one of 60 epochs is on no line.
+    assert joined == {(2.0, 3.0): "-", (1.0, 1.0): "--", (0.5, 0.5): ":"}
+    said = drawn[0].legends[0].get_title().get_text()
+    assert said.endswith("filled: tensorflow\nhollow: onnx\nhalf filled: onnx_int8")
     legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert legend == ["d1", "d2", "long"]
     assert "over seeds" in first.get_ylabel()

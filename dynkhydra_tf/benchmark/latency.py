@@ -7,7 +7,8 @@ over the split, in a process of its own: every image is answered by each network
 and again, so that what slows the machine down for a while slows all alike. TensorFlow answers through its C
 API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed as `export.py` serves it,
 checks and labels included, a plain network without these; both have their batch normalisation folded. Runs
-that differ in their seeds alone are one network: its accuracy is their mean, its time the first one's.
+that differ in their seeds alone are one network: its accuracy is their mean, its time the first one's; in
+int8 both are the first one's, and accuracy and lambda those of the quantised file.
 "plain ms" is what a plain network of a Hydra's measured accuracy takes, on the line between two plain runs.
 Writes latency.json, latency.csv and latency.png into --output_dir; `--redraw=latency.json` draws the
 picture again, without the runs.
@@ -42,7 +43,9 @@ class Options(Checked):
     )
     batch_sizes: tuple[int, ...] = setting((1,), "Images in a request; a panel of the picture each.", least=1)
     runtimes: tuple[str, ...] = setting(
-        ("tensorflow",), "tensorflow, onnx: what answers.", choices=("tensorflow", "onnx")
+        ("tensorflow",),
+        "tensorflow, onnx, onnx_int8 (quantised): what answers.",
+        choices=("tensorflow", "onnx", "onnx_int8"),
     )
     threads: int = setting(1, "Threads of the server.", least=1)
     seconds: float = setting(30.0, "Measure at least so long each batch size, and five rounds.", least=0)
@@ -90,7 +93,8 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
     # Only now: they load Keras, which --help can do without.
     from dynkhydra_tf.benchmark import timing
     from dynkhydra_tf.benchmark.environment import describe
-    from dynkhydra_tf.data import open_data
+    from dynkhydra_tf.data import open_data, some_images
+    from dynkhydra_tf.serving.samples import CALIBRATION_IMAGES
 
     # === What to measure: all that can be wrong is found before any long work ===
     runs = timing.open_runs(paths)
@@ -105,6 +109,8 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
     for run in runs.values():
         run.check_data(data)
     images = {size: timing.timed_images(data, size) for size in options.batch_sizes}
+    int8 = "onnx_int8" in options.runtimes
+    calibration = some_images(data, "train", CALIBRATION_IMAGES)[0] if int8 else None
 
     # === Accuracy ===
     found: dict[str, list[dict[str, Any]]] = {}
@@ -132,9 +138,16 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
                 _taus(models[name], options.taus),
                 os.path.join(folder, f"{runtime}-{number}"),
                 runtime,
+                calibration,
             )
             for runtime in options.runtimes
             for number, name in enumerate(found)
+        }
+        quantised = {
+            place: timing.onnx_row(place, data, options.threads) | {"seeds": 1, "top1_deviation": None}
+            for (runtime, _), places in exported.items()
+            if runtime == "onnx_int8"
+            for place in places.values()
         }
         for size, timed in images.items():
             subjects, measured = {}, {}
@@ -142,9 +155,12 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
                 of_taus = timing.subjects_of(models[name], places, timed)
                 for row in found[name]:
                     key = f"{runtime}: {name}" + ("" if row["tau"] is None else f", tau {row['tau']:g}")
-                    subjects[key] = of_taus[row["tau"]]
+                    subject = of_taus[row["tau"]]
+                    if subject.place in quantised:
+                        row, subject = row | quantised[subject.place], subject._replace(probabilities=None)
+                    subjects[key] = subject
                     asked = {"runtime": runtime, "batch_size": size}
-                    measured[key] = asked | row | {"timed_active_branches": subjects[key].active_branches}
+                    measured[key] = asked | row | {"timed_active_branches": subject.active_branches}
             times = timing.measure(subjects, timed, size, options.threads, options.seconds, options.onednn)
             rows += [row | times[key] for key, row in measured.items()]
     results = {

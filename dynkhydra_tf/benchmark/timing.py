@@ -140,28 +140,52 @@ class Subject(NamedTuple):
     Attributes:
         place: of the export.
         active_branches: float, lambda of the timed images; None for a plain network.
-        probabilities: (n, M) float32, of the first images.
+        probabilities: (n, M) float32, of the first images; None where it may answer otherwise, as int8 does.
     """
 
     place: Place
     active_branches: float | None
-    probabilities: np.ndarray
+    probabilities: np.ndarray | None
 
 
 def export(
-    model: Hydra | Plain, taus: Sequence[float], directory: str, runtime: str = "tensorflow"
+    model: Hydra | Plain,
+    taus: Sequence[float],
+    directory: str,
+    runtime: str = "tensorflow",
+    calibration: np.ndarray | None = None,
 ) -> dict[float | None, Place]:
     """Exports a network to be timed: a Hydra at each tau, since serving_default has one.
 
     Args:
         model: the network. taus: for a Hydra.
         directory: where to export to.
-        runtime: "tensorflow": a SavedModel with a signature for each tau; "onnx": a file for each.
+        runtime: "tensorflow": a SavedModel with a signature for each tau; "onnx", "onnx_int8": a file each.
+        calibration: (n, S, S, 3) uint8, the images that tell the ranges of int8.
 
     Returns:
         {tau: where}; of a plain network {None: where}.
     """
-    return {"tensorflow": _saved_models, "onnx": _onnx_files}[runtime](model, taus, directory)
+    if runtime == "tensorflow":
+        return _saved_models(model, taus, directory)
+    return _onnx_files(model, taus, directory, calibration if runtime == "onnx_int8" else None)
+
+
+def onnx_row(place: Place, data: ImageData, threads: int) -> dict[str, float | None]:
+    """Returns what a .onnx file does on the test split: top1, active_branches (None if plain)."""
+    from dynkhydra_tf.serving.formats import onnx
+
+    answer = onnx.run(pathlib.Path(str(place)).read_bytes(), threads)
+    right, active = [], []
+    for images, labels in evaluation_batches(data, "test", 256):
+        outputs = answer(images.numpy())
+        right.append(outputs["class_id"] == labels.numpy())
+        active.append(outputs.get("active_branches", []))
+    branches = np.concatenate(active)
+    return {
+        "top1": float(np.mean(np.concatenate(right))),
+        "active_branches": float(np.mean(branches)) if len(branches) else None,
+    }
 
 
 def subjects_of(
@@ -190,15 +214,17 @@ def _saved_models(model, taus, directory):
     return {tau: (directory, name) for tau, name in names.items()}
 
 
-def _onnx_files(model, taus, directory):
-    """{tau: file} of a .onnx file for each."""
+def _onnx_files(model, taus, directory, calibration):
+    """{tau: file} of a .onnx file for each, in int8 where there are images for its calibration."""
     from dynkhydra_tf.serving.formats.onnx import to_onnx
+    from dynkhydra_tf.serving.formats.onnx_int8 import quantized
 
     pathlib.Path(directory).mkdir()
     files = {}
     for number, tau in enumerate(taus or [None]):
         path = pathlib.Path(directory) / f"{number}.onnx"
-        path.write_bytes(to_onnx(model, tau))
+        content = to_onnx(model, tau)
+        path.write_bytes(content if calibration is None else quantized(content, calibration))
         files[tau] = str(path)
     return files
 
@@ -229,6 +255,8 @@ def measure(
     places = {key: subject.place for key, subject in subjects.items()}
     result = run_job(places, images, [batch_size], threads, seconds, len(images) // batch_size, onednn)
     for key, subject in subjects.items():
+        if subject.probabilities is None:
+            continue
         errors = np.abs(result["answers"][key]["probabilities"] - subject.probabilities).max(axis=1)
         # All images but one: a gate probability may lie at tau so closely that rounding decides.
         error = np.sort(errors)[-2]

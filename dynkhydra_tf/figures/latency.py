@@ -7,12 +7,16 @@ from matplotlib.ticker import PercentFormatter
 from dynkhydra_tf.figures import style
 from dynkhydra_tf.figures.labels import label_points
 
+# Of the first runtime, of the second, of the third.
+_FILLED = {"filled": ("full", None), "hollow": ("full", "white"), "half filled": ("left", None)}
+_LINES = ("-", "--", ":")
+
 
 def save_latency(rows: list[dict], title: str, path: style.Path) -> None:
     """Draws accuracy over measured milliseconds, a panel for each batch size.
 
     A line for each Hydra through its thresholds; a marker for each plain network, and those of one length
-    of training joined: the line to beat. Dashed: answered by another runtime than the first row.
+    of training joined: the line to beat. Dashed, dotted: answered by other runtimes than the first row.
 
     Args:
         rows: from `benchmark.latency`: run, runtime, batch_size, epochs, schedule, tau (None for a plain
@@ -48,7 +52,7 @@ def save_latency(rows: list[dict], title: str, path: style.Path) -> None:
     figure.suptitle(title, fontsize=10)
     kinds = "line: a Hydra, at each $\\tau$\nmarker alone: a plain network\ngrey: through the plain ones"
     if len(runtimes) > 1:
-        kinds += f"\nfilled: {runtimes[0]}\nhollow: {runtimes[1]}"
+        kinds += "".join(f"\n{how}: {name}" for how, name in zip(_FILLED, runtimes, strict=False))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, title=kinds, title_fontsize=8)
     for axes, lines in zip(panels, drawn, strict=True):
@@ -66,6 +70,7 @@ def _draw_line(axes, rows, number, runtime):
     """One network's points: a line through a Hydra's thresholds, a marker for a plain network."""
     ms, low, high, top1 = np.transpose([[row[key] for key in ("ms", "low", "high", "top1")] for row in rows])
     plain, spread = rows[0]["tau"] is None, [row["top1_deviation"] for row in rows]
+    fill, face = [*_FILLED.values()][runtime]
     axes.errorbar(
         ms,
         top1,
@@ -73,8 +78,10 @@ def _draw_line(axes, rows, number, runtime):
         yerr=None if None in spread else spread,
         marker="osD^vP*X<>"[number // 10 % 10] if not plain else "sD^vP*X<>h"[number % 10],
         color=f"C{number % 10}",
-        markerfacecolor="white" if runtime else None,
-        linestyle="none" if plain else "--" if runtime else "-",
+        fillstyle=fill,
+        markerfacecolor=face,
+        markerfacecoloralt="white",
+        linestyle="none" if plain else _LINES[runtime],
         elinewidth=0.8,
         ecolor="silver",
         label=None if runtime else style.short(rows[0]["run"]),
@@ -88,8 +95,8 @@ def _join_plain(axes, lines, runtimes):
         joined.setdefault((row["runtime"], row["epochs"], row["schedule"]), []).append(row)
     for (runtime, *_), rows in joined.items():
         rows = sorted(rows, key=lambda row: row["ms"])
-        style_of = "--" if runtimes.index(runtime) else "-"
-        axes.plot([row["ms"] for row in rows], [row["top1"] for row in rows], style_of, color="0.6", zorder=0)
+        points = [[row[key] for row in rows] for key in ("ms", "top1")]
+        axes.plot(*points, _LINES[runtimes.index(runtime)], color="0.6", zorder=0)
 
 
 def _has_spread(rows):
