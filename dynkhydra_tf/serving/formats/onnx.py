@@ -52,18 +52,25 @@ def to_onnx(model: Hydra | Plain, tau: float | None) -> bytes:
         UserError: a package is not installed.
     """
     check_installed()
+    if isinstance(model, Hydra):
+        return _content(_hydra(model, tau))
+    return function_to_onnx(single_file.without_variables(model, None))
+
+
+def function_to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
+    """Converts a `tf.function` without variables whose inputs and outputs have B first."""
+    return _content(_converted(function))
+
+
+def _content(converted):
+    """The bytes of a model, checked."""
     import onnx
 
-    converted = _hydra(model, tau) if isinstance(model, Hydra) else _plain(model)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     # tf2onnx logs what it cannot convert and leaves it in.
     onnx.checker.check_model(converted, full_check=True)
     return converted.SerializeToString()
-
-
-def _plain(model):
-    return _converted(single_file.without_variables(model, None))
 
 
 def _hydra(model, tau):
@@ -122,8 +129,11 @@ def _function(call, *inputs):
 def _converted(function, **layout):
     import tf2onnx
 
+    from dynkhydra_tf.serving.formats import onnx_shortcuts
+
     signature = function.input_signature
-    return tf2onnx.convert.from_function(function, signature, opset=_OPSET, **layout)[0]
+    converted, _ = tf2onnx.convert.from_function(function, signature, opset=_OPSET, **layout)
+    return onnx_shortcuts.as_convolutions(converted)
 
 
 def run(content: bytes, threads: int | None = None) -> Callable:

@@ -37,8 +37,9 @@ class Branches(NamedTuple):
 
     Attributes:
         nodes: of the template, those that depend on features.
-        own: for each branch {name: array}: its weights, as these nodes take them.
-        shared: the constants that all branches have alike.
+        own: for each branch {name: array}: its weights, as these nodes take them, and the filters that all
+            have alike, for ONNX Runtime lays out those alone that lie beside their convolution.
+        shared: the other constants that all branches have alike.
     """
 
     nodes: list[onnx.NodeProto]
@@ -114,11 +115,18 @@ def split_template(template: onnx.ModelProto, values: Sequence[Sequence[np.ndarr
     outputs = [_info(name, TensorProto.FLOAT, None) for name in prepared]
     layout = helper.make_graph(before, "layout", inputs, outputs, graph.initializer)
     evaluator = ReferenceEvaluator(helper.make_model(layout, opset_imports=template.opset_import))
+    filters = {
+        name: numpy_helper.to_array(constants.pop(name))
+        for node in nodes
+        for name in node.input[1:2]
+        if node.op_type == "Conv" and name in constants
+    }
     own = []
     for weights in values:
         given = {weight_name(index): value for index, value in enumerate(weights)}
         laid_out = dict(zip(prepared, evaluator.run(None, given), strict=True)) if prepared else {}
-        own.append({name: (given | laid_out)[name] for name in taken if name in given or name in made})
+        known = given | laid_out | filters
+        own.append({name: known[name] for name in taken if name in known})
     return Branches(nodes, own, [constants[name] for name in taken if name in constants])
 
 
