@@ -22,7 +22,7 @@ from dynkhydra_tf.benchmark.environment import with_onednn
 from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import native
-from dynkhydra_tf.serving.formats import FORMATS
+from dynkhydra_tf.serving.formats import FORMATS, onnx
 from dynkhydra_tf.serving.served_model import ServedModel
 from dynkhydra_tf.tables import table
 
@@ -211,7 +211,8 @@ def edge_runtimes(
 ) -> list[dict]:
     """Measures all export formats whose packages are installed; one thread, in turn.
 
-    Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does.
+    Here the clock covers the call from Python, and TensorFlow has oneDNN on, as this process does. ONNX has
+    its own limit beside it, a file of the same parts with nothing to choose.
 
     Args:
         folder: where to export to.
@@ -221,7 +222,8 @@ def edge_runtimes(
         say: callable for the table's text.
 
     Returns:
-        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the first format).
+        list of dicts: threads, batch_size, and for each subject ms, low, high, over (the first format);
+        onnx_over_limit, in the same rounds, where ONNX is there.
     """
     folder, images = pathlib.Path(folder), subjects.images(256)
     model = subjects.make_hydra(depth, num_branches)
@@ -235,7 +237,10 @@ def edge_runtimes(
             answers[f"{name}, lambda {count}"] = format.load(folder / name, threads=1)
         except UserError as missing:
             say(f"Without {name}: {missing}")
-    reference = next(iter(answers))
+    reference, hydra, limit = next(iter(answers)), f"onnx, lambda {count}", f"onnx, limit, lambda {count}"
+    if hydra in answers:
+        static = onnx.function_to_onnx(subjects.static_function(model, count))
+        answers[limit] = onnx.run(static, threads=1)
     results: list[dict[str, Any]] = []
     for size in batch_sizes:
         batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
@@ -252,10 +257,15 @@ def edge_runtimes(
                         spent[name][index].append((time.process_time() - cpu) * 1e3)
             rounds += 1
             end = end or time.perf_counter() + seconds
-        results.append({"threads": 1, "batch_size": size, "subjects": summarise(taken, reference, spent)})
+        row = {"threads": 1, "batch_size": size, "subjects": summarise(taken, reference, spent)}
+        if hydra in answers:
+            row["onnx_over_limit"] = summarise(taken, limit, spent)[hydra]["over"]
+        results.append(row)
     say(f"\nExport formats, called from Python, one thread, oneDNN on; d={depth}, nb={num_branches}; ms")
     rows = [["", *(f"batch {size}" for size in batch_sizes)]]
     rows += [[name, *(f"{r['subjects'][name]['ms']:.2f}" for r in results)] for name in answers]
+    if hydra in answers:
+        rows.append(["onnx, x limit", *(f"{r['onnx_over_limit']:.2f}" for r in results)])
     say(table(rows))
     return results
 

@@ -116,7 +116,14 @@ def export_at(
 
 
 def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: bool = True) -> None:
-    """Exports the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen.
+    """Exports the limit, see `static_function`."""
+    write_endpoints({"serving_default": static_function(model, active, gater)}, path)
+
+
+def static_function(
+    model: Hydra, active: int, gater: bool = True
+) -> tf.types.experimental.PolymorphicFunction:
+    """Returns the limit: stem, gater, `active` branches on the whole batch, combiner; nothing is chosen.
 
     With `active` 0, the stem and the gater alone; without `gater`, the stem alone, its features averaged.
     """
@@ -138,7 +145,7 @@ def export_static(model: Hydra, path: str | os.PathLike, active: int, gater: boo
         combined = tf.add_n([branch(features) for branch in branches])
         return {"probabilities": tf.nn.softmax(graph.combiner(combined)), "gate": gate}
 
-    write_endpoints({"serving_default": _on_images(static)}, path)
+    return _on_images(static)
 
 
 def export_masked(model: Hydra, path: str | os.PathLike, tau: float) -> None:
