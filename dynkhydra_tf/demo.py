@@ -156,7 +156,9 @@ def page(network: Network) -> Any:
         gradio.Markdown(f"## {network.name}")
         with gradio.Row():
             with gradio.Column():
-                photo = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="a photo")
+                photo = gradio.Image(
+                    type="filepath", sources=["upload", "clipboard"], label="a photo", height=320
+                )
                 tau = gradio.Slider(
                     0,
                     0.99,

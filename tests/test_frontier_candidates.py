@@ -93,8 +93,11 @@ def test_where_nothing_is_hidden_behind_the_cut_no_tail_is_narrow(tmp_path, caps
     network = found[-1].runs[0].network
     assert (network.branch_width, network.gater_tail_width) == (1, 0)
     assert "all channels: plain, width 0.25, plain, width 0.5, Hydra" in capsys.readouterr().out
-    # conv2's own channels are hidden behind conv1.
-    assert len(that_fit(made("--cut=conv1"), opened)) == 5
+    # Behind conv1 conv2's own channels are hidden, but not in a gater's trunk that ends with it.
+    found = that_fit(made("--cut=conv1"), opened)
+    assert len(found) == 5
+    network = found[-1].runs[0].network
+    assert (network.branch_width, network.gater_tail_width) == (0.25, 0)
     assert not capsys.readouterr().out
     with pytest.raises(UserError, match="cut must leave a stem and a tail"):
         that_fit(made("--cut=conv3"), opened)

@@ -82,31 +82,28 @@ def that_fit(tried: Sequence[Candidate], opened: OpenNetwork) -> list[Candidate]
     """Returns the candidates that a network can be cut to; tells which it cannot.
 
     A network may have no hidden channels behind the cut to leave out: its tail then has one width, and the
-    Hydra's branches have all channels.
+    Hydra's gate is a layer on the pooled map, or its branches have all channels, too.
 
     Raises:
         UserError: it cannot be cut there at all, or the branches' blocks do not fit.
     """
     given = tried[0].runs[0].network
     opened.cut(given.cut, given.branch_blocks)
+    pooled = {"gater_tail_width": 0.0}
+    ways: dict[str, list[dict[str, Any]]] = {
+        "plain": [{}],
+        "hydra": [{}, pooled, pooled | {"branch_width": 1.0}],
+    }
     found, left_out = [], []
     for candidate in tried:
-        network = candidate.runs[0].network
-        try:
-            opened.cut(
-                network.cut,
-                network.branch_blocks,
-                branch_width=network.branch_width,
-                tail_width=network.tail_width,
-                gater_width=network.gater_tail_width,
-            )
-        except UserError:
+        runs = (
+            tuple(changed(run, **way) for run in candidate.runs)
+            for way in ways[candidate.runs[0].network.system]
+        )
+        if fitting := next((each for each in runs if _fits(opened, each[0].network)), None):
+            found.append(Candidate(candidate.name, fitting))
+        if not fitting or fitting[0].network.branch_width != candidate.runs[0].network.branch_width:
             left_out.append(candidate.name)
-            if network.system == "plain":
-                continue
-            whole = {"branch_width": 1.0, "gater_tail_width": 0.0}
-            candidate = Candidate(candidate.name, tuple(changed(run, **whole) for run in candidate.runs))
-        found.append(candidate)
     if left_out:
         print(
             f"{opened.name} has no hidden channels behind its cut that could be left out. Not tried, or with "
@@ -114,3 +111,12 @@ def that_fit(tried: Sequence[Candidate], opened: OpenNetwork) -> list[Candidate]
             flush=True,
         )
     return found
+
+
+def _fits(opened, network):
+    widths = {"branch_width": network.branch_width, "tail_width": network.tail_width}
+    try:
+        opened.cut(network.cut, network.branch_blocks, **widths, gater_width=network.gater_tail_width)
+    except UserError:
+        return False
+    return True
