@@ -1,5 +1,7 @@
 """How the commands start: flags are parsed, and bad input ends in one line and exit status 2."""
 
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,7 +38,8 @@ def run(
         pass_on: bool, whether flags that are not the command's are among these, for another command.
 
     Raises:
-        SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C.
+        SystemExit: 0 after --help; 2 for bad input, which is told in one line on stderr; 130 after Ctrl-C;
+            141 where the reader of the output has left, as `head` does.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows what it can
         if hasattr(stream, "reconfigure"):
@@ -53,7 +56,7 @@ def run(
         if pass_on and "--" in rest:  # what follows it is passed on, whatever it is called
             rest.remove("--")
         if values.help:
-            print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
+            print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n", flush=True)
             sys.exit(0)
         if positional is None and rest:
             raise UserError(f"Flags begin with --. Received: {' '.join(rest)}")
@@ -61,6 +64,10 @@ def run(
             raise UserError(f"There are no {positional}: name them beside the flags; --help tells more")
         given = dynkhydra_flags.read(options, values)
         main(given) if positional is None else main(given, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_if_nobody_reads()
+        raise
     except (flags.Error, UserError) as error:
         # absl's messages may run over several lines.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -68,3 +75,12 @@ def run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave_if_nobody_reads():
+    """Ends the process quietly if it was its output whose reader has left, and not another pipe's."""
+    look = select.poll()
+    look.register(sys.stdout, 0)
+    if any(event & select.POLLERR for _, event in look.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        sys.exit(141)

@@ -47,7 +47,7 @@ def print_answers(
         print(table(list(_table_rows(good)), text_columns=(0, 1, 3, 4)))
     sys.stdout.flush()
     for name, reason in problems:
-        print(f"{name}: {reason}", file=sys.stderr)
+        print(_printable(f"{name}: {reason}"), file=sys.stderr)
     if problems:
         print(f"error: {len(problems)} of {len(problems) + len(good)} {failed}", file=sys.stderr)
         sys.exit(1)
@@ -78,4 +78,10 @@ def _table_rows(answers: Sequence[Answer]) -> Iterator[list[str]]:
     for answer in answers:
         branches = "-" if answer.branches is None else ", ".join(map(str, answer.branches))
         others = ", ".join(f"{label} {probability:.1%}" for label, probability in answer.top[1:])
-        yield [answer.path, answer.label, f"{answer.probability:.1%}", branches, others]
+        names = _printable(answer.path), _printable(answer.label or "")
+        yield [*names, f"{answer.probability:.1%}", branches, _printable(others)]
+
+
+def _printable(text: str) -> str:
+    """Text in one line, which tells a terminal nothing else: what is not printable as Python writes it."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -61,6 +61,20 @@ def test_help(run_command, capsys):
     assert printed.startswith("A command of one flag.") and "How many." in printed
 
 
+def test_who_leaves_before_the_end_is_not_shown_a_traceback():
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "dynkhydra_tf.serving.client", "--help"],
+        cwd=ROOT,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_terminal_that_is_not_utf_8_shows_what_it_can():
     script = (
         "import dataclasses\n"

@@ -591,6 +591,19 @@ def test_the_command_goes_on_after_bad_photos(run_client, target, photos, saved_
         ]
 
 
+def test_names_and_labels_stay_in_their_line(run_client, prepared, photos, tmp_path):
+    sound, damaged = f"{tmp_path}/a\x1b[31m\n.png", f"{tmp_path}/b\n.png"
+    for name in (sound, damaged):
+        shutil.copy(photos[0], name)
+    label = "ant\x1b[0m\nbee"
+    rows = [{"label": label, "probabilities": [1], "error": error} for error in ("", "cut\noff")]
+    prepared.answers = [reply({}), reply({"predictions": rows})]
+    _, out, err = run_client(f"--url={prepared.url}", sound, damaged)
+    assert len(out.splitlines()) == 3 and "\x1b" not in out
+    assert r"a\x1b[31m\n.png" in out and r"ant\x1b[0m\nbee" in out
+    assert err.splitlines()[0] == rf"{tmp_path}/b\n.png: cut\noff"
+
+
 def test_photos_go_in_batches_and_halves_of_what_is_refused(run_client, prepared, tmp_path):
     """A server that refuses more than two images, and files that begin with "b"."""
     for name in "aabaaba":

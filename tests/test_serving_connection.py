@@ -163,7 +163,8 @@ def test_tls_with_certificates_on_both_sides_over_rest(certificates):
         begun = time.monotonic()
         for names in (("cert", "key"), ("ca",)):  # whom we do not know; who does not know us
             client = RestClient(prepared.url, deadline=30, credentials=credentials(certificates, *names))
-            with client, pytest.raises(ServerError, match="no answer"):
+            told = "no answer" if "ca" in names else "no answer: TLS failed: .*certificate"
+            with client, pytest.raises(ServerError, match=told):
                 client.predict({"x": [1]})
         assert time.monotonic() - begun < 10  # not asked again
         assert len(prepared.received) == 1
@@ -173,6 +174,12 @@ def test_tls_with_certificates_on_both_sides_over_rest(certificates):
         Credentials(ca=str(certificates / "names")).tls()
     with pytest.raises(UserError, match="must be PEM, the key without a password"):
         Credentials(cert=str(certificates / "client.pem"), key=str(certificates / "server.key")).tls()
+
+
+def test_https_where_http_is_spoken(prepared):
+    client = RestClient(prepared.url.replace("http", "https"), deadline=30)
+    with client, pytest.raises(ServerError, match=r"no answer: TLS failed: .*wrong version number"):
+        client.predict({"x": [1]})
 
 
 def test_tls_with_certificates_on_both_sides_over_grpc(certificates):
@@ -237,6 +244,17 @@ def test_a_busy_server_is_asked_again_until_the_deadline(prepared):
             client.predict({"x": [1]})
         assert caught.value.code == 503 and least <= time.monotonic() - begun <= most
     assert len(prepared.received) >= 5 + 1 + 2
+
+
+def test_a_busy_server_is_asked_for_its_status_again(prepared):
+    prepared.answers = [reply({"error": "busy"}, 503), reply({"name": "m"})]
+    with RestClient(prepared.url, deadline=20) as client:
+        assert client.status() == {"name": "m"}
+    begun = time.monotonic()
+    client = RestClient("http://127.0.0.1:1/v1/models/m", deadline=20)
+    with client, pytest.raises(ServerError, match="refused"):  # that none is there is told at once
+        client.status()
+    assert time.monotonic() - begun < 5
 
 
 def test_a_server_that_says_when_is_not_asked_before(prepared):

@@ -15,6 +15,7 @@ from dynkhydra_tf.data.headers import (
     NOT_SUPPORTED,
     Bytes,
     Header,
+    first_picture,
     read_header,
 )
 
@@ -57,7 +58,7 @@ def _decode(file, max_pixels):
 
 def decode_still(file: tf.Tensor, header: Header) -> tf.Tensor:
     """Decodes an image file whose header was read, and found to be in order: see `decode_picture`."""
-    still = header.still
+    still = tf.cond(header.name == "GIF", lambda: first_picture(file, header.frame), lambda: header.still)
     image = tf.cond(
         header.name == "BMP",
         lambda: _decode_bmp(still),

@@ -2,7 +2,8 @@
 
 Everything is TensorFlow operations, because it is part of the served graph. A file is untrusted: its claims
 are known before a decoder believes them, and of an animation one picture is handed on, as a decoder would
-unpack them all. Places in a file and numbers are () int64.
+unpack them all; a GIF is cut only where it is decoded (`first_picture`). Places in a file and numbers are
+() int64.
 """
 
 import typing
@@ -51,7 +52,8 @@ class Header(typing.NamedTuple):
         name: () string, its kind; where it is not supported, a text that says so.
         sides: (2,) int64, width and height in pixels; zeros where they are not known.
         exif: where the EXIF begins, 0 where there is none.
-        still: () string, the file to decode: of an animation its first picture.
+        still: () string, the file to decode: of a WebP its first picture.
+        frame: where the first picture of a GIF begins, 0 where there is none.
     """
 
     supported: tf.Tensor
@@ -59,6 +61,7 @@ class Header(typing.NamedTuple):
     sides: tf.Tensor
     exif: tf.Tensor
     still: tf.Tensor
+    frame: tf.Tensor
 
 
 class Bytes:
@@ -105,7 +108,7 @@ def read_header(file: tf.Tensor) -> Header:
     names = [name + NOT_SUPPORTED for name in KINDS] + [f"not {FORMATS}"]
 
     def tensors(*found):
-        kinds = (tf.bool, tf.string, tf.int64, tf.int64, tf.string)
+        kinds = (tf.bool, tf.string, tf.int64, tf.int64, tf.string, tf.int64)
         return tuple(tf.convert_to_tensor(value, kind) for value, kind in zip(found, kinds, strict=True))
 
     found = tf.switch_case(
@@ -114,7 +117,7 @@ def read_header(file: tf.Tensor) -> Header:
             lambda name=name, read=read: tensors(*read(name, file, beginning))
             for name, read in zip(KINDS, _READERS, strict=False)
         ],
-        default=lambda: tensors(False, tf.gather(names, kind), (0, 0), NOWHERE, file),
+        default=lambda: tensors(False, tf.gather(names, kind), (0, 0), NOWHERE, file, NOWHERE),
     )
     return Header(*found)
 
@@ -162,7 +165,7 @@ def _read_jpeg(name, file, beginning):
     scanned = scans * tf.maximum(height * width, SMALL_JPEG)
     supported = (scans <= MAX_SCANS) | (scanned <= MAX_SCANNED)
     name = tf.where(supported, name, f"{name} of too many scans{NOT_SUPPORTED}")
-    return supported, name, (width, height), _find_exif(file, step), file
+    return supported, name, (width, height), _find_exif(file, step), file, NOWHERE
 
 
 def _read_png(name, file, beginning):
@@ -177,7 +180,7 @@ def _read_png(name, file, beginning):
     name = tf.where(supported, name, f"{name} of more data than its picture has{NOT_SUPPORTED}")
     # The chunk may stand behind those of the picture, which are many.
     exif = _find_note(file, rb"eXIf", 4)
-    return supported, name, (width, height), exif, _without_texts(file)
+    return supported, name, (width, height), exif, _without_texts(file), NOWHERE
 
 
 def _without_texts(file):
@@ -212,9 +215,6 @@ def _read_gif(name, file, beginning):
     content = Bytes(file)
     size = _length(file)
 
-    def table(flags):  # the bytes of a colour table
-        return (flags // 128) * 3 * 2 ** (flags % 8 + 1)
-
     def block(places, values):  # an extension's pieces lie behind its kind; all else stops here
         is_extension = values == ord("!")
         return tf.where(is_extension, 2 * (places + 2) + 1, 2 * places)
@@ -222,59 +222,76 @@ def _read_gif(name, file, beginning):
     def piece(places, values):
         return tf.where(values == 0, 2 * (places + 1), 2 * (places + 1 + values) + 1)
 
-    def last_piece(places, values):
-        return tf.where(values == 0, 2 * places + 1, 2 * (places + 1 + values) + 1)
-
-    first = 13 + table(content.number(10, 1))
+    first = 13 + _colours(content.number(10, 1))
     frame = tf.cond(
         content.number(first, 1) == ord("!"),
-        lambda: _jump(content, size, first, 0, block, piece),
+        lambda: _jump(content, size, first, block, piece),
         lambda: tf.convert_to_tensor(first, tf.int64),
     )
-    found = (frame < size) & (content.number(frame, 1) == ord(","))
-    frame = tf.where(found, frame, 0)
-    pieces = frame + 11 + table(content.number(frame + 9, 1))
-    end = _jump(content, size, pieces, 1, block, last_piece)
-    end = tf.where(found & (end < size), end + 1, 0)
+    frame = tf.where((frame < size) & (content.number(frame, 1) == ord(",")), frame, 0)
     sides = _largest(
         [content.number(6, 2), content.number(8, 2)],
         [content.number(frame + 5, 2), content.number(frame + 7, 2)],
     )
-    return True, name, sides, NOWHERE, tf.strings.join([_text(file, NOWHERE, end), b";"])
+    return True, name, sides, NOWHERE, file, frame
 
 
-def _jump(content, size, start, state, *following):
+def first_picture(file: tf.Tensor, frame: tf.Tensor) -> tf.Tensor:
+    """A GIF up to the end of its first picture, () string; nothing sensible where the file ends before.
+
+    Args:
+        file: () string.
+        frame: see `Header`.
+    """
+    content = Bytes(file)
+    size = _length(file)
+
+    def piece(places, values):
+        return tf.where(values == 0, places, places + 1 + values)
+
+    pieces = frame + 11 + _colours(content.number(frame + 9, 1))
+    end = _jump(content, size, pieces, piece)
+    return tf.strings.join([_text(file, NOWHERE, tf.where((frame > 0) & (end < size), end + 1, 0)), b";"])
+
+
+def _colours(flags):
+    """The bytes of a GIF's colour table."""
+    return (flags // 128) * 3 * 2 ** (flags % 8 + 1)
+
+
+def _jump(content, size, start, *following):
     """Follows a chain of places through a file to where it stops: a window at a time, all its places at once.
 
     A file may be a chain of a million pieces of one byte, and one step takes as long as a thousand here.
+    A node is `states` times a place, and the state there, 0 at first.
 
     Args:
         content: `Bytes` of the file, of `size` bytes.
         start: () int64, the first place.
-        state: 0 or 1, what stands there.
         following: for each state a function (places, values), both (n,) int64, of the bytes of a window and
-            where they lie in it -> twice the place that follows, and its state; the same place again: the
-            chain stops. It jumps at most 256 bytes.
+            where they lie in it -> the nodes that follow; the same node again: the chain stops. It jumps at
+            least 1 byte and at most 256.
 
     Returns:
         () int64, where it stops; `size` or more where the file ends before.
     """
-    window = tf.minimum(size, GIF_WINDOW)
-    nodes = tf.range(2 * (window + 258))  # twice a place in the window, and its state; behind it all stop
-    rounds = GIF_WINDOW.bit_length()  # after these, two to the power of them are jumped at once
+    states = len(following)
+    start = tf.convert_to_tensor(start, tf.int64)
+    window = tf.clip_by_value(size - start, 0, GIF_WINDOW)
+    nodes = tf.range(states * (window + 258))  # of the window; behind it all stop
+    rounds = GIF_WINDOW.bit_length() - 1  # after these as many are jumped at once as the window has bytes
 
     def body(at, state, _):
         places = tf.range(window)
         values = content.part(at, window)
         steps = tf.reshape(tf.stack([of(places, values) for of in following], axis=1), [-1])
-        steps = tf.cast(tf.concat([steps, nodes[2 * window :]], axis=0), tf.int32)
+        steps = tf.cast(tf.concat([steps, nodes[states * window :]], axis=0), tf.int32)
         for _ in range(rounds):
             steps = tf.gather(steps, steps)
         last = tf.cast(tf.gather(steps, state), tf.int64)
-        return at + last // 2, last % 2, last // 2 < window
+        return at + last // states, last % states, last // states < window
 
-    start = tf.convert_to_tensor(start, tf.int64)
-    going = (start, tf.constant(state, tf.int64), tf.constant(False))
+    going = (start, NOWHERE, tf.constant(False))
     return tf.while_loop(lambda at, _, stopped: (at < size) & ~stopped, body, going)[0]
 
 
@@ -292,7 +309,8 @@ def _read_bmp(name, file, beginning):
     name = tf.where(supported, name, tf.strings.join([variant, NOT_SUPPORTED]))
     # Below zero the height is of a picture stored from top to bottom.
     width, height = (tf.cast(beginning.number(at, 4), tf.int32) for at in (18, 22))
-    return supported, name, (tf.cast(width, tf.int64), tf.cast(tf.abs(height), tf.int64)), NOWHERE, file
+    sides = tf.cast(width, tf.int64), tf.cast(tf.abs(height), tf.int64)
+    return supported, name, sides, NOWHERE, file, NOWHERE
 
 
 def _read_webp(name, file, beginning):
@@ -332,7 +350,7 @@ def _read_webp(name, file, beginning):
         _characters(flags[tf.newaxis]),
         _text(file, picture + 13, end),
     ]
-    return True, name, sides, exif, tf.where(whole, tf.strings.join(still), "")
+    return True, name, sides, exif, tf.where(whole, tf.strings.join(still), ""), NOWHERE
 
 
 _READERS = (_read_jpeg, _read_png, _read_gif, _read_bmp, _read_webp)

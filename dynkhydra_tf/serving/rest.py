@@ -137,10 +137,20 @@ class RestClient:
     def status(self) -> dict[str, Any]:
         """Returns what the server says of the model: its versions and their states; a dict as it came.
 
+        A server that has no time is asked again, as ever; that none is there is told at once.
+
         Raises:
             ServerError: the server has no such model, or no answer came.
         """
-        return Patience(self.patience.timeout).ask(lambda seconds: self._attempt("GET", "", None, seconds))
+
+        def attempt(seconds):
+            try:
+                return self._attempt("GET", "", None, seconds)
+            except ServerError as error:
+                error.pause = None if error.code is None else error.pause
+                raise
+
+        return self.patience.ask(attempt)
 
     # === One request ===
 
@@ -273,9 +283,16 @@ def _reason(error):
     """What the system says of an error, such as "Connection refused"; the libraries' layers leave it out."""
     for cause in _causes(error):
         for inner in getattr(cause, "exceptions", [cause]):  # of each address of a host
+            if isinstance(inner, ssl.SSLError):  # its number is none of the system's
+                return f"TLS failed: {getattr(inner, 'verify_message', '') or _words(inner.reason)}"
             if isinstance(inner, OSError) and inner.errno:
                 return os.strerror(inner.errno) if inner.errno > 0 else inner.strerror
     return str(error) or type(error).__name__
+
+
+def _words(reason):
+    """What OpenSSL calls an error, such as WRONG_VERSION_NUMBER, in small letters."""
+    return (reason or "no reason given").replace("_", " ").lower()
 
 
 def _retry_after(headers: "httpx.Headers") -> float:
