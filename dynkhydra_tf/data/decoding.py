@@ -58,7 +58,7 @@ def _decode(file, max_pixels):
 
 def decode_still(file: tf.Tensor, header: Header) -> tf.Tensor:
     """Decodes an image file whose header was read, and found to be in order: see `decode_picture`."""
-    still = tf.cond(header.name == "GIF", lambda: first_picture(file, header.frame), lambda: header.still)
+    still = first_picture(file, header)
     image = tf.cond(
         header.name == "BMP",
         lambda: _decode_bmp(still),

@@ -52,7 +52,7 @@ class Header(typing.NamedTuple):
         name: () string, its kind; where it is not supported, a text that says so.
         sides: (2,) int64, width and height in pixels; zeros where they are not known.
         exif: where the EXIF begins, 0 where there is none.
-        still: () string, the file to decode: of a WebP its first picture.
+        still: () string, what to decode, but for a GIF, see `first_picture`; of a WebP its first picture.
         frame: where the first picture of a GIF begins, 0 where there is none.
     """
 
@@ -236,13 +236,18 @@ def _read_gif(name, file, beginning):
     return True, name, sides, NOWHERE, file, frame
 
 
-def first_picture(file: tf.Tensor, frame: tf.Tensor) -> tf.Tensor:
-    """A GIF up to the end of its first picture, () string; nothing sensible where the file ends before.
+def first_picture(file: tf.Tensor, header: Header) -> tf.Tensor:
+    """What to decode of a file, () string: of an animation its first picture.
 
     Args:
         file: () string.
-        frame: see `Header`.
+        header: of `read_header`, where the file's kind is supported.
     """
+    return tf.cond(header.name == "GIF", lambda: _first_of_gif(file, header.frame), lambda: header.still)
+
+
+def _first_of_gif(file, frame):
+    """A GIF up to the end of its first picture; nothing sensible where the file ends before."""
     content = Bytes(file)
     size = _length(file)
 

@@ -10,6 +10,7 @@ from dynkhydra_tf.partition import ClassPartition
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.serving.calibration import Choice, ExitChoice
 from dynkhydra_tf.serving.served_model import ServedModel
+from dynkhydra_tf.tables import markdown_table
 
 
 def hydra_card(
@@ -68,22 +69,21 @@ def hydra_card(
         ]
     lines += _versions(trained)
     if tau_rows:
+        rows = [[_value(row["tau"], choice.tau), *_results(row)] for row in tau_rows]
         lines += [
             "",
             "## Accuracy and compute by tau",
             "",
             f"Measured on the {tau_split} split. A request may set its own tau (signature `with_tau`).",
             "",
-            "| tau | lambda | top-1 | top-5 | MFLOPs |",
-            "|---|---|---|---|---|",
+            markdown_table([("tau", "lambda", "top-1", "top-5", "MFLOPs"), *rows]),
         ]
-        for row in tau_rows:
-            served = " (served)" if row["tau"] == choice.tau else ""
-            lines.append(
-                f"| {row['tau']:g}{served} | {row['active_branches']:.2f} | {row['top1']:.2%} "
-                f"| {row['top5']:.2%} | {row['flops'] / 1e6:.1f} |"
-            )
     if exit_rows:
+        served = exit_choice.exit_confidence
+        rows = [
+            [_value(row["exit_confidence"], served), f"{row['exits']:.1%}", *_results(row)]
+            for row in exit_rows
+        ]
         lines += [
             "",
             "## Accuracy and compute by exit confidence",
@@ -91,15 +91,8 @@ def hydra_card(
             f"Measured on the {tau_split} split at tau {choice.tau:g}. A request may set its own (signature "
             "`with_exit_confidence`).",
             "",
-            "| exit confidence | exits | lambda | top-1 | top-5 | MFLOPs |",
-            "|---|---|---|---|---|---|",
+            markdown_table([("exit confidence", "exits", "lambda", "top-1", "top-5", "MFLOPs"), *rows]),
         ]
-        for row in exit_rows:
-            served = " (served)" if row["exit_confidence"] == exit_choice.exit_confidence else ""
-            lines.append(
-                f"| {row['exit_confidence']:g}{served} | {row['exits']:.1%} | {row['active_branches']:.2f} "
-                f"| {row['top1']:.2%} | {row['top5']:.2%} | {row['flops'] / 1e6:.1f} |"
-            )
     lines += ["", "## Class clusters, one for each branch", ""]
     for index, names in enumerate(partition.clusters):
         lines += _wrapped(f"- {index}: {', '.join(names)}")
@@ -184,14 +177,24 @@ def taus_text(rows: Sequence[Mapping], served_tau: float) -> str:
         "above: one image in a request, and several. The signatures `with_tau` and `image_bytes_with_tau` "
         "take a tau for each image."
     )
-    heads = " | ".join(f"ms, {size} in a request" for size in sizes)
-    lines = ["", "## Milliseconds by tau", "", *_wrapped(text), ""]
-    lines += [f"| tau | lambda | top-1 | {heads} |", "|---" * (3 + len(sizes)) + "|"]
-    for row in rows:
-        served = " (served)" if row["tau"] == served_tau else ""
-        ms = " | ".join(f"{row['ms'][size]:.3f}" for size in sizes)
-        lines.append(f"| {row['tau']:g}{served} | {row['active_branches']:.2f} | {row['top1']:.2%} | {ms} |")
+    head = ["tau", "lambda", "top-1", *(f"ms, {size} in a request" for size in sizes)]
+    cells = [
+        [_value(row["tau"], served_tau), *_results(row), *(f"{row['ms'][size]:.3f}" for size in sizes)]
+        for row in rows
+    ]
+    lines = ["", "## Milliseconds by tau", "", *_wrapped(text), "", markdown_table([head, *cells])]
     return "\n".join(lines) + "\n"
+
+
+def _value(value, served):
+    """A row's tau or exit confidence, and whether it is the one that is served."""
+    return f"{value:g}{' (served)' if value == served else ''}"
+
+
+def _results(row):
+    """What images came to: lambda, top-1, top-5 and MFLOPs; of a row of times the first two."""
+    results = [f"{row['active_branches']:.2f}", f"{row['top1']:.2%}"]
+    return [*results, f"{row['top5']:.2%}", f"{row['flops'] / 1e6:.1f}"] if "flops" in row else results
 
 
 def _head(name, kind, model):
