@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from dynkhydra_tf import cli
+from dynkhydra_tf.benchmark.hostile import AskedExport
 from dynkhydra_tf.benchmark.hostile_files import chunk, saved
 from dynkhydra_tf.benchmark.runner import rss_mb
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.fields import Checked, setting
+from dynkhydra_tf.fields import setting
 from dynkhydra_tf.serving import native
 
 EACH = 10  # requests, to a sound one
@@ -32,19 +33,13 @@ SIDES = (1, 7, 33, 64, 120)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checked):
+class Options(AskedExport):
     """The flags of this command."""
 
-    model_dir: str | None = setting(None, "The version to ask, such as served/digits/1.", path=True)
     requests: int = setting(10_000, "Damaged requests.", least=1)
     files: int = setting(2, "Files in a request, at most.", least=1)
     most_growth: float = setting(5.0, "Percent of the resident memory.", above=0)
     seed: int = setting(0, "Of the draws.", least=0)
-
-    def check(self) -> None:
-        """Checks that there is a model."""
-        if not self.model_dir:
-            raise UserError("Give --model_dir=DIR/VERSION, an export")
 
 
 class Found(NamedTuple):

@@ -33,18 +33,24 @@ IMAGES = "images"  # the name of the request of as many images as there may be, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checked):
-    """The flags of this command."""
+class AskedExport(Checked):
+    """The flag of a command that asks an export."""
 
     model_dir: str | None = setting(None, "The version to ask, such as served/digits/1.", path=True)
-    bytes: int = setting(1_000_000, "Of a request, at most.", least=1000)
-    most_seconds: float = setting(0.3, "That a request may take.", above=0)
-    most_megabytes: float = setting(256, "That a request may take, beyond what the server holds.", above=0)
 
     def check(self) -> None:
         """Checks that there is a model."""
         if not self.model_dir:
             raise UserError("Give --model_dir=DIR/VERSION, an export")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(AskedExport):
+    """The flags of this command."""
+
+    bytes: int = setting(1_000_000, "Of a request, at most.", least=1000)
+    most_seconds: float = setting(0.3, "That a request may take.", above=0)
+    most_megabytes: float = setting(256, "That a request may take, beyond what the server holds.", above=0)
 
 
 class Cost(NamedTuple):
