@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**22  # bytes in a message of `share`
 SECONDS_OF_SILENCE = 30  # after which TensorFlow takes a worker for lost
-SECONDS_TO_START = 60  # for TensorFlow's servers, once all workers are there
+SECONDS_TO_START = 50  # for TensorFlow's servers, once all workers are there
 # Waits for the end of stdin, and ends a process where that takes too long.
 GUARD = """
 import os, select, signal, sys
