@@ -29,7 +29,12 @@ NUM_CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "food101": 101, "im
 
 
 def branched_costs(
-    backbone: "Backbone", num_classes: int, num_branches: int, trunk: bool = False, stem_exit: bool = False
+    backbone: "Backbone",
+    num_classes: int,
+    num_branches: int,
+    trunk: bool = False,
+    stem_exit: bool = False,
+    combiner_conv: bool = True,
 ) -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` on a backbone costs by part; one branch is built, and counts for all.
 
@@ -37,6 +42,7 @@ def branched_costs(
         backbone: `Backbone`. num_classes: M. num_branches: nb.
         trunk: whether the gater shares its trunk; its classifier has then M outputs.
         stem_exit: whether there is a classifier on the stem's map.
+        combiner_conv: whether the combiner has its convolution.
 
     Returns:
         {"flops": {"stem", "gater", "branch", "combiner"}, "parameters": {"stem", "gater", "branches",
@@ -51,7 +57,8 @@ def branched_costs(
     gater = make_trunk_gater(backbone, num_classes) if trunk else make_gater(backbone, num_branches)
     gater, _ = _built(gater, features_shape)
     branch, projection_shape = _built(backbone.branch(), features_shape)
-    combiner, _ = _built(make_combiner(projection_shape[-1], num_classes), projection_shape)
+    combiner = make_combiner(projection_shape[-1], num_classes, conv=combiner_conv)
+    combiner, _ = _built(combiner, projection_shape)
     heads = BranchHeads(num_branches, num_classes)
     heads.build((None, projection_shape[-1]))
     costs = {
@@ -84,8 +91,14 @@ def _built(layer, input_shape):
 
 def hydra_costs(model: "keras.Model") -> dict[str, dict[str, int]]:
     """Returns what a `Hydra` costs by part, see `branched_costs`; it may have no heads."""
-    exit_too = model.exit is not None
-    costs = branched_costs(model.backbone, model.num_classes, model.num_branches, model.trunk, exit_too)
+    costs = branched_costs(
+        model.backbone,
+        model.num_classes,
+        model.num_branches,
+        model.trunk,
+        stem_exit=model.exit is not None,
+        combiner_conv=model.combiner_conv,
+    )
     if not model.heads:
         costs["parameters"]["heads"] = 0
     return costs
@@ -158,7 +171,12 @@ def main(options: Options) -> None:
         plain[depth] = plain_costs(backbone, num_classes)
         if network.system == "hydra":
             branched[depth] = branched_costs(
-                backbone, num_classes, network.num_branches, network.trunk, bool(network.exit_weight)
+                backbone,
+                num_classes,
+                network.num_branches,
+                network.trunk,
+                stem_exit=bool(network.exit_weight),
+                combiner_conv=network.combiner == "conv",
             )
 
     print(f"{network.backbone} on {data.dataset}: {num_classes} classes, {image_size}x{image_size} px")

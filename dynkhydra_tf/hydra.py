@@ -88,6 +88,9 @@ class Hydra(ImageClassifier):
             time, also where this model is a layer of another one.
         train_tau: float in [0, 1), the threshold while training; None means tau.
         combine: "sum" (the paper) or "gate_weighted", see `combination_weights`.
+        combiner_conv: bool, whether the combined projections go through a convolution (the paper) before they
+            are pooled and classified. Branches that start as the tail of a trained network end in a map that
+            is ready to be pooled, of many channels.
         trunk: bool, whether the gater shares its trunk, beyond the paper: its map joins the sum of the
             projections, and the gate is the probabilities of a classifier on it, summed by cluster. It learns
             by `losses.gater` alone: the ensemble loss does not reach it through the sum.
@@ -122,6 +125,7 @@ class Hydra(ImageClassifier):
         tau: float = 0.08,
         train_tau: float | None = None,
         combine: str = "sum",
+        combiner_conv: bool = True,
         trunk: bool = False,
         exit_confidence: float = 1.0,
         routing: str = "routed",
@@ -142,6 +146,7 @@ class Hydra(ImageClassifier):
         allowed = f"in 1..{num_branches}, the number of branches"
         self.top_k = checked_whole_number(top_k, "top_k", lambda k: 1 <= k <= num_branches, allowed)
         self.combine = _one_of(combine, "combine", COMBINATIONS)
+        self.combiner_conv = bool(combiner_conv)
         self.routing = _one_of(routing, "routing", ROUTINGS)
         tau = _checked_tau(tau, "tau")
         # A variable, read at each step: whatever traced the model would keep a constant as it was. It is no
@@ -180,7 +185,7 @@ class Hydra(ImageClassifier):
                     "The map of a shared trunk joins the sum of the projections and must have their shape, "
                     f"{projection_shape}: give gater and branches one width. Received: {shape}"
                 )
-        self.combiner = make_combiner(projection_shape[-1], self.num_classes, dtype)
+        self.combiner = make_combiner(projection_shape[-1], self.num_classes, dtype, self.combiner_conv)
         self.combiner.build((None, *projection_shape))
         self.exit = None
         if "exit" in self.loss_terms:
@@ -415,7 +420,16 @@ class Hydra(ImageClassifier):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        settings = ("top_k", "tau", "train_tau", "combine", "trunk", "exit_confidence", "routing")
+        settings = (
+            "top_k",
+            "tau",
+            "train_tau",
+            "combine",
+            "combiner_conv",
+            "trunk",
+            "exit_confidence",
+            "routing",
+        )
         return {
             **super().get_config(),
             "cluster_of_class": list(self.cluster_of_class),

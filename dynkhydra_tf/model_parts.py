@@ -117,14 +117,18 @@ def make_exit(map_shape: Sequence[int], num_classes: int) -> keras.Sequential:
     )
 
 
-def make_combiner(channels: int, num_classes: int, dtype: str | None = None) -> keras.Sequential:
+def make_combiner(
+    channels: int, num_classes: int, dtype: str | None = None, conv: bool = True
+) -> keras.Sequential:
     """Returns the combiner: combined projections (B, h, w, channels) -> logits (B, M) float32.
 
-    Its kernel is 1x1: the paper's FLOPs (Table 3) fit that.
+    Args:
+        channels: of the projections. num_classes: M. dtype: of the convolution.
+        conv: whether there is the paper's convolution before the classifier. Its kernel is 1x1: the paper's
+            FLOPs (Table 3) fit that.
     """
-    return keras.Sequential(
-        [ConvBN(channels, 1, dtype=dtype, name="conv"), *classifier(num_classes)], name="combiner"
-    )
+    before = [ConvBN(channels, 1, dtype=dtype, name="conv")] if conv else []
+    return keras.Sequential([*before, *classifier(num_classes)], name="combiner")
 
 
 def make_plain(backbone: Backbone, num_classes: int, dtype: str | None = None) -> keras.Sequential:

@@ -326,6 +326,13 @@ class NetworkSettings(Checked):
         role=Role.NETWORK,
         choices=("sum", "gate_weighted"),
     )
+    combiner: str = setting(
+        "conv",
+        "What becomes of the combined projections. conv, the paper: a 1x1 convolution, pooled, classified. "
+        "pool: no convolution, for branches that start as the last layers of a trained network.",
+        role=Role.NETWORK,
+        choices=("conv", "pool"),
+    )
     trunk: bool = setting(
         False,
         "Beyond the paper: the gater's map joins the sum of the branches', and the gate is its class "

@@ -155,6 +155,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
                     tau=network.tau,
                     train_tau=network.train_tau,
                     combine=network.combine,
+                    combiner_conv=network.combiner == "conv",
                     trunk=network.trunk,
                     exit_weight=network.exit_weight,
                     exit_confidence=network.exit_confidence,

@@ -2,8 +2,9 @@
 
 A plain network's layers before the cut become the stem, those behind it the gater's trunk and every branch
 ("upcycling", Komatsuzaki et al. 2023). At inference, with projections that are averaged (gate_weighted) or
-with one branch, the new Hydra then computes what the plain network does: its combiner starts as the identity
-before the plain network's classifier. A network of the same kind takes everything over.
+with one branch, the new Hydra then computes what the plain network does: the convolution of its combiner, if
+there is one, starts as the identity before the plain network's classifier. A network of the same kind takes
+everything over.
 """
 
 import dataclasses
@@ -173,11 +174,13 @@ def _networks(layer):
 
 def _start_classifiers(model, kernel, bias):
     """What follows the branches starts as what follows the plain network's last map."""
-    conv, *_, dense = model.combiner.layers
+    first, *_, dense = model.combiner.layers
     # Of a trunk and branches that all give the same, the sum is twice that.
-    identity = np.eye(len(kernel)) / (2 if model.trunk else 1)
-    conv.conv.kernel.assign(identity[np.newaxis, np.newaxis])
-    dense.set_weights([kernel, bias])
+    share = 1 / 2 if model.trunk else 1.0
+    if model.combiner_conv:
+        first.conv.kernel.assign(share * np.eye(len(kernel))[np.newaxis, np.newaxis])
+        share = 1.0
+    dense.set_weights([share * kernel, bias])
     if model.trunk:
         model.gater.layers[-1].set_weights([kernel, bias])
     if model.heads:

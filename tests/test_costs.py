@@ -54,6 +54,8 @@ def test_costs_by_part(make_hydra):
         "heads": 3 * (6 * 6 + 6),
     }
     assert hydra_costs(make_hydra(branch_weight=0))["parameters"]["heads"] == 0
+    pooled = hydra_costs(make_hydra(combiner_conv=False))
+    assert (pooled["flops"]["combiner"], pooled["parameters"]["combiner"]) == (2 * 6 * 6, 6 * 6 + 6)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_folding_keeps_the_outputs_of_a_trained_model(trained):
 @pytest.mark.parametrize("combine", ["sum", "gate_weighted"])
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_every_batch_size_and_tau_is_as_keras(make_hydra, batch, combine, unrolled):
-    model = make_hydra(combine=combine, top_k=3, tau=0.3)
+    model = make_hydra(combine=combine, top_k=3, tau=0.3, combiner_conv=combine == "sum")
     graph = InferenceGraph(model, unrolled)
     images, _ = batch(np.zeros(7))
     for size in (1, 2, 7):

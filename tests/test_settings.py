@@ -118,6 +118,7 @@ def test_choices_are_those_of_what_they_stand_for():
         "system": ("hydra", "plain"),
         "branch_init": ("tail", "fresh"),
         "combine": gating.COMBINATIONS,
+        "combiner": ("conv", "pool"),
         "routing": routing.ROUTINGS,
         "schedule": ("piecewise", "cosine", "linear"),
         "optimizer": ("adamw", "sgd"),

@@ -49,16 +49,29 @@ def backbone(request, tmp_path):
     return {"resnet": ResNet, "densenet": DenseNet, "ressep": ResSep}[request.param](1, image_size=16)
 
 
-def test_a_hydra_starts_as_the_plain_network(backbone):
+@pytest.mark.parametrize("combiner_conv", [True, False])
+def test_a_hydra_starts_as_the_plain_network(backbone, combiner_conv):
     plain = with_values(Plain(backbone, 4))
-    model = Hydra(backbone, CLUSTERS, top_k=2, tau=0.0, combine="gate_weighted")
+    model = Hydra(backbone, CLUSTERS, top_k=2, tau=0.0, combine="gate_weighted", combiner_conv=combiner_conv)
     Source("plain", plain).start(model)
     expected = plain(IMAGES)["logits"]
-    # The combiner's normalisation divides by sqrt(1 + 1e-3).
-    np.testing.assert_allclose(model(IMAGES)["logits"], expected, rtol=2e-3, atol=2e-3)
+    # The normalisation of the combiner's convolution divides by sqrt(1 + 1e-3).
+    error = 2e-3 if combiner_conv else 1e-4
+    np.testing.assert_allclose(model(IMAGES)["logits"], expected, rtol=error, atol=error)
     # All that is trained starts from it: what the head of each image's own branch says, too.
     forward, _ = model.run(tf.constant(IMAGES), {"labels": tf.constant([0, 1, 2, 3])}, training=False)
     np.testing.assert_allclose(forward.own_logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("combiner_conv", [True, False])
+def test_a_shared_trunk_and_branches_start_as_the_plain_network(combiner_conv):
+    backbone = ResNet(1, image_size=16)
+    plain = with_values(Plain(backbone, 4))
+    model = Hydra(
+        backbone, CLUSTERS, tau=0.0, combine="gate_weighted", trunk=True, combiner_conv=combiner_conv, top_k=1
+    )
+    Source("plain", plain).start(model)
+    np.testing.assert_allclose(model(IMAGES)["logits"], plain(IMAGES)["logits"], rtol=2e-3, atol=2e-3)
 
 
 def test_the_gaters_trunk_starts_from_it_where_it_has_its_layers():
