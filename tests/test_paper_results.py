@@ -75,17 +75,17 @@ def test_tau_rows_stand_beside_table_6(finished):
 
 def test_every_row_says_how_long_its_runs_were(finished):
     machine = {"processor": "Xeon", "cores": 2}
-    run = FinishedRun.open(finished("short", "--epochs=1", "--schedule=cosine", machine=machine))
+    run = FinishedRun.open(finished("short", "--epochs=2", "--schedule=cosine", machine=machine))
     row, missing = results.result_rows([OURS, OURS._replace(depth=4)], [run])
-    assert (row["epochs"], row["epochs_paper"], row["schedule"]) == (1, 190, "cosine")
+    assert (row["epochs"], row["epochs_paper"], row["schedule"]) == (2, 190, "cosine")
     assert (missing["epochs"], missing["epochs_paper"], missing["machine"]) == (None, 190, None)
     _, first, second = results.result_table([row, missing])
-    assert (first[3:5], first[-1], second[3:5]) == (["1", "190"], "cosine", ["-", "190"])
+    assert (first[3:5], first[-1], second[3:5]) == (["2", "190"], "cosine", ["-", "190"])
     text = results.training_text([row, missing])
-    assert text == "Ours: 1 epoch, cosine, on Xeon, 2 cores. The paper's: 190 epochs."
+    assert text == "Ours: 2 epochs, cosine, on Xeon, 2 cores. The paper's: 190 epochs."
     other = row | {"epochs": 12, "machine": None, "epochs_paper": 100}
     ours, papers = results.training_text([row, other]).split(". ")
-    assert ours == "Ours: 1 epoch, cosine or 12 epochs, cosine, on Xeon, 2 cores"
+    assert ours == "Ours: 2 epochs, cosine or 12 epochs, cosine, on Xeon, 2 cores"
     assert papers == "The paper's: 190 or 100 epochs."
     assert results.training_text([missing]) == ""
 

@@ -80,7 +80,7 @@ def killed_at_random(place, drawn, longest, kills):
 
 @pytest.mark.slow
 def test_workers_killed_at_random_lose_nothing(tmp_path):
-    """DYNKHYDRA_KILLS says how many; docs/distributed.md has what 20 gave. -s tells of each."""
+    """DYNKHYDRA_KILLS says how many; docs/distributed.md has what more gave. -s tells of each."""
     begun = time.monotonic()
     with Crew(tmp_path / "whole", [TRAIN] * 2) as whole:
         assert whole.ended() == [0, 0], whole.told()

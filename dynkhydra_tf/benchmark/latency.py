@@ -3,18 +3,20 @@
     python -m dynkhydra_tf.benchmark.latency runs/cifar100 runs/cifar100_plain --taus=0,0.05,0.1,0.2,0.5
 
 Accuracy and lambda are those of the whole test split, the time that of some of its images, evenly spaced
-over the split, in a process of its own: every image is answered by each network at each tau in turn, again
-and again, so that what slows the machine down for a while slows all alike. TensorFlow answers through its C
-API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed as `export.py` serves it,
-checks and labels included, a plain network without these; both have their batch normalisation folded. Runs
-that differ in their seeds alone are one network: its accuracy is their mean, its time the first one's; in
-int8 both are the first one's, and accuracy and lambda those of the quantised file.
+over the split, in a process of its own for each runtime: every image is answered by each network at each
+tau in turn, again and again, so that what slows the machine down for a while slows all alike. TensorFlow
+answers through its C API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed
+as `export.py` serves it, checks and labels included, a plain network without these; both have their batch
+normalisation folded. Runs that differ in their seeds alone are one network: its accuracy is their mean,
+its time the first one's; in int8 both are the first one's, and accuracy and lambda those of the quantised
+file.
 "plain ms" is what a plain network of a Hydra's measured accuracy takes, on the line between two plain runs.
 Writes latency.json, latency.csv and latency.png into --output_dir; `--redraw=latency.json` draws the
 picture again, without the runs.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import statistics
@@ -48,7 +50,9 @@ class Options(Checked):
         choices=("tensorflow", "onnx", "onnx_int8"),
     )
     threads: int = setting(1, "Threads of the server.", least=1)
-    seconds: float = setting(30.0, "Measure at least so long each batch size, and five rounds.", least=0)
+    seconds: float = setting(
+        30.0, "Measure at least so long each batch size and runtime, and five rounds.", least=0
+    )
     onednn: str = setting(
         "default",
         "Whether TensorFlow answers with oneDNN; default: as it decides by the processor.",
@@ -129,7 +133,7 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
             for of_seeds in zip(*by_seed, strict=True)
         ]
 
-    # === Exports, then all times together ===
+    # === Exports, then all times of a runtime together ===
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         exported = {
@@ -149,9 +153,11 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
             if runtime == "onnx_int8"
             for place in places.values()
         }
-        for size, timed in images.items():
+        # Each runtime in a process of its own: the first network after a change of runtime would pay for it.
+        for (size, timed), runtime in itertools.product(images.items(), options.runtimes):
             subjects, measured = {}, {}
-            for (runtime, name), places in exported.items():
+            for name in found:
+                places = exported[runtime, name]
                 of_taus = timing.subjects_of(models[name], places, timed)
                 for row in found[name]:
                     key = f"{runtime}: {name}" + ("" if row["tau"] is None else f", tau {row['tau']:g}")
