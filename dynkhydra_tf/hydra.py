@@ -125,7 +125,6 @@ class Hydra(ImageClassifier):
         tau: float = 0.08,
         train_tau: float | None = None,
         combine: str = "sum",
-        combiner_conv: bool = True,
         trunk: bool = False,
         exit_confidence: float = 1.0,
         routing: str = "routed",
@@ -135,6 +134,7 @@ class Hydra(ImageClassifier):
         name: str = "hydra",
         class_names: Sequence[str] | None = None,
         picture_fit: str | None = None,
+        combiner_conv: bool = True,
         **loss_settings: float | str,
     ) -> None:
         clusters = _checked_clusters(cluster_of_class)

@@ -47,6 +47,24 @@ def around_import(name: str, around: Callable[[], contextlib.AbstractContextMana
         sys.meta_path.insert(0, _Hook(name, around))
 
 
+def after_import(name: str, call: Callable[[], None]) -> None:
+    """Calls a function when somebody has imported a package; at once where it is imported already.
+
+    Args:
+        name: of a package at the top. call: the function.
+    """
+
+    @contextlib.contextmanager
+    def calling() -> Iterator[None]:
+        yield
+        call()
+
+    if name in sys.modules:
+        call()
+    else:
+        around_import(name, calling)
+
+
 @contextlib.contextmanager
 def as_if_missing(*names: str) -> Iterator[None]:
     """Within the block, packages that are not imported yet look as if they were not installed.

@@ -2,24 +2,13 @@
 
 import contextlib
 import functools
-import sys
-from collections.abc import Iterator
 
-from dynkhydra_tf.import_hooks import around_import
+from dynkhydra_tf.import_hooks import after_import
 
 
 def mend_keras() -> None:
     """Mends Keras, now or when it is imported."""
-    if "keras" in sys.modules:
-        _mend()
-    else:
-        around_import("keras", _mending)
-
-
-@contextlib.contextmanager
-def _mending() -> Iterator[None]:
-    yield
-    _mend()
+    after_import("keras", _mend)
 
 
 def _mend() -> None:

@@ -6,12 +6,9 @@ imported; Keras itself imports no module but its own. So that opening a model ne
 module when it is asked for an object.
 """
 
-import contextlib
 import importlib
-import sys
-from collections.abc import Iterator
 
-from dynkhydra_tf.import_hooks import around_import
+from dynkhydra_tf.import_hooks import after_import
 
 PACKAGE = "dynkhydra_tf"
 # The registered classes and their modules; tests/test_registration.py keeps it whole.
@@ -52,16 +49,7 @@ class _StandIn:
 
 def register_with_keras() -> None:
     """Puts the stand-ins into Keras, now or when it is imported."""
-    if "keras" in sys.modules:
-        _register()
-    else:
-        around_import("keras", _registering)
-
-
-@contextlib.contextmanager
-def _registering() -> Iterator[None]:
-    yield
-    _register()
+    after_import("keras", _register)
 
 
 def _register() -> None:
