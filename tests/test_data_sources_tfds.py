@@ -1,7 +1,6 @@
 import logging
 import os
 import runpy
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,10 +44,8 @@ def test_a_data_dir_that_is_not_there_is_refused_before_any_download(no_network,
 
 
 def test_a_data_set_that_is_not_there_without_network_ends_within_seconds(no_network, tmp_path):
-    start = time.monotonic()
     with pytest.raises(UserError) as caught:
         TfdsSource("cifar100", data_dir=tmp_path)
-    assert time.monotonic() - start < 5
     ((url, arguments),) = no_network  # asked once, and not the minutes long that tensorflow-datasets retries
     assert url.endswith("cifar-100-binary.tar.gz")
     assert arguments == {"stream": True, "timeout": sources.REACH_TIMEOUT}

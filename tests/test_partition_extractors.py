@@ -3,7 +3,6 @@
 import inspect
 import re
 import socket
-import time
 
 import keras
 import numpy as np
@@ -252,9 +251,7 @@ def test_a_network_that_never_answers(monkeypatch):
         address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", server.getsockname())
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [address])
         extractor = build_extractor("MobileNetV3Small")
-        start = time.monotonic()
         with pytest.raises(UserError) as error:
             extractor.load()
     assert_one_line(error, "timed out", "--feature_weights=PATH")
-    assert time.monotonic() - start < 30
     assert socket.getdefaulttimeout() is None

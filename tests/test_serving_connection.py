@@ -6,13 +6,14 @@ import gzip
 import ssl
 import subprocess
 import time
+import types
 
 import grpc
 import numpy as np
 import pytest
 
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.serving import protos
+from dynkhydra_tf.serving import connection, protos
 from dynkhydra_tf.serving.connection import Credentials, Patience, ServerError, is_this_host
 from dynkhydra_tf.serving.rest import RestClient
 from dynkhydra_tf.serving.rpc import GrpcClient
@@ -27,6 +28,16 @@ ONE = {"predictions": [1]}
 def prepared():
     with prepared_server.running() as server:
         yield server
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The seconds that clients wait before they ask again, nothing drawn; they alone move the clock."""
+    made = []
+    clock = types.SimpleNamespace(sleep=made.append, monotonic=lambda: sum(made))
+    monkeypatch.setattr(connection, "time", clock)
+    monkeypatch.setattr(connection, "random", types.SimpleNamespace(uniform=lambda least, most: most))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +162,7 @@ def test_the_flags_make_the_client(prepared, tmp_path):
     assert "geheim" not in str(caught.value)
 
 
-def test_tls_with_certificates_on_both_sides_over_rest(certificates):
+def test_tls_with_certificates_on_both_sides_over_rest(certificates, pauses):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     context.load_verify_locations(certificates / "ca.pem")
@@ -160,13 +171,15 @@ def test_tls_with_certificates_on_both_sides_over_rest(certificates):
         prepared.answers = [reply(ONE)]
         with RestClient(prepared.url, credentials=credentials(certificates, "ca", "cert", "key")) as client:
             assert client.predict({"x": [1]})["predictions"] == [1]
-        begun = time.monotonic()
-        for names in (("cert", "key"), ("ca",)):  # whom we do not know; who does not know us
-            client = RestClient(prepared.url, deadline=30, credentials=credentials(certificates, *names))
-            told = "no answer" if "ca" in names else "no answer: TLS failed: .*certificate"
-            with client, pytest.raises(ServerError, match=told):
-                client.predict({"x": [1]})
-        assert time.monotonic() - begun < 10  # not asked again
+        unknown = RestClient(prepared.url, deadline=30, credentials=credentials(certificates, "cert", "key"))
+        with unknown, pytest.raises(ServerError, match=r"no answer: TLS failed: .*certificate"):
+            unknown.predict({"x": [1]})
+        assert not pauses  # not asked again
+        # A server that does not know us often closes the connection before its reason is read.
+        nobody = RestClient(prepared.url, credentials=credentials(certificates, "ca"))
+        closed = "no answer: (TLS failed|the connection was closed|Connection reset|Broken pipe)"
+        with nobody, pytest.raises(ServerError, match=closed):
+            nobody.predict({"x": [1]})
         assert len(prepared.received) == 1
     with pytest.raises(UserError, match="Certificates are for https"):
         RestClient("http://localhost/v1/models/m", credentials=credentials(certificates, "ca"))
@@ -205,67 +218,71 @@ def dribble(handler):
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(100):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
+    drip(handler, b" ")
 
 
 def dribble_headers(handler):
-    with contextlib.suppress(OSError):  # nobody listens any more
-        for _ in range(100):
-            handler.wfile.write(b"H")
+    drip(handler, b"H")
+
+
+def drip(handler, byte):
+    """Writes for ten seconds, as long as somebody listens; the server knows if somebody did to the end."""
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            handler.wfile.write(byte)
             time.sleep(0.05)
+        handler.server.heard_to_the_end = True
 
 
 @pytest.mark.parametrize("answer", [dribble, dribble_headers])
 def test_a_server_that_dribbles_has_no_more_time(prepared, answer):
     prepared.answers = [answer, reply(ONE)]
-    with RestClient(prepared.url, timeout=0.4, deadline=20) as client:
-        begun = time.monotonic()
-        with pytest.raises(ServerError, match=r"no answer within 0\.4 seconds"):
+    with RestClient(prepared.url, timeout=1, deadline=20) as client:
+        with pytest.raises(ServerError, match="no answer within 1 seconds"):
             client.predict({"x": [1]})
-        assert time.monotonic() - begun < 3
+        assert not hasattr(prepared.server, "heard_to_the_end")
         assert client.predict({"x": [1]})["predictions"] == [1]
 
 
-def test_a_busy_server_is_asked_again_until_the_deadline(prepared):
+def test_a_busy_server_is_asked_again_until_the_deadline(prepared, pauses):
     busy = reply({"error": "busy"}, 503)
     prepared.answers = [busy, hang_up, hang_up, busy, reply(ONE)]  # one that hangs up is asked at once, too
     with RestClient(prepared.url, deadline=20) as client:
         assert client.predict({"x": [1]})["predictions"] == [1]
     assert len(prepared.received) == 5
     prepared.answers = [busy]
-    for settings, least, most in (({}, 0, 5), ({"deadline": 0.5}, 0.1, 3)):
-        begun = time.monotonic()
+    for settings in ({}, {"deadline": 5}):
+        prepared.received.clear()
+        pauses.clear()
         with (
             RestClient(prepared.url, **settings) as client,
             pytest.raises(ServerError, match="busy") as caught,
         ):
             client.predict({"x": [1]})
-        assert caught.value.code == 503 and least <= time.monotonic() - begun <= most
-    assert len(prepared.received) >= 5 + 1 + 2
+        assert caught.value.code == 503 and len(prepared.received) == 1 + len(pauses)
+        assert sum(pauses) < settings.get("deadline", 1) and bool(pauses) == bool(settings)
 
 
-def test_a_busy_server_is_asked_for_its_status_again(prepared):
+def test_a_busy_server_is_asked_for_its_status_again(prepared, pauses):
     prepared.answers = [reply({"error": "busy"}, 503), reply({"name": "m"})]
     with RestClient(prepared.url, deadline=20) as client:
         assert client.status() == {"name": "m"}
-    begun = time.monotonic()
+    assert len(pauses) == 1
     client = RestClient("http://127.0.0.1:1/v1/models/m", deadline=20)
     with client, pytest.raises(ServerError, match="refused"):  # that none is there is told at once
         client.status()
-    assert time.monotonic() - begun < 5
+    assert len(pauses) == 1
 
 
-def test_a_server_that_says_when_is_not_asked_before(prepared):
+def test_a_server_that_says_when_is_not_asked_before(prepared, pauses):
     prepared.answers = [reply({"error": "busy"}, 503, Retry_After="1"), reply(ONE)]
-    begun = time.monotonic()
     with RestClient(prepared.url, deadline=20) as client:
         client.predict({"x": [1]})
-    assert time.monotonic() - begun >= 1
+    assert pauses == [1]
     prepared.answers = [reply({"error": "busy"}, 503, Retry_After="3600")]
     with RestClient(prepared.url, deadline=20) as client, pytest.raises(ServerError, match="busy"):
-        client.predict({"x": [1]})  # at once: the deadline would be over
+        client.predict({"x": [1]})
+    assert pauses == [1]  # the deadline would be over
 
 
 def test_a_busy_server_is_asked_again_over_grpc():

@@ -287,7 +287,7 @@ def _reason(error):
                 return f"TLS failed: {getattr(inner, 'verify_message', '') or _words(inner.reason)}"
             if isinstance(inner, OSError) and inner.errno:
                 return os.strerror(inner.errno) if inner.errno > 0 else inner.strerror
-    return str(error) or type(error).__name__
+    return str(error) or "the connection was closed before an answer came"
 
 
 def _words(reason):
