@@ -23,9 +23,14 @@ STRATEGIES = ("none", "mirrored", "workers")
 
 
 def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
-    """Returns the strategy of a `--distribute` of one process, None for "none"; workers bring their own."""
+    """Returns the strategy of a `--distribute` of one process, None for "none"; workers bring their own.
+
+    Tells which devices it has: TensorFlow may not see all that are there.
+    """
     if distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        named = ", ".join(device.name.removeprefix("/device:") for device in devices)
+        print(f"--distribute=mirrored: {named}{'' if devices[1:] else ', which is as without it'}")
         return _mirrored(tuple(device.name for device in devices))
     return None
 

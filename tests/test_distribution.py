@@ -176,12 +176,21 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(run_command, tmp_p
         run_command(train.main, Settings, *places, "--top_k=1", "--batch_size=5", "--distribute=mirrored")
         == 2
     )
-    told = capsys.readouterr().err
-    assert re.search(r"^error: batch_size must be a multiple of 2, .* Received: batch_size=5$", told, re.M)
+    told = capsys.readouterr()
+    assert told.out == "--distribute=mirrored: CPU:0, CPU:1\n"
+    assert re.search(r"^error: batch_size must be a multiple of 2, .* Received: batch_size=5$", told.err, re.M)
     assert not (tmp_path / "run").exists()
     assert distribution.count_replicas(None) == 1
     with pytest.raises(UserError, match="--sync_batch_norm is for resnet"):
         parse(["--sync_batch_norm", "--backbone=MobileNetV2"])
+
+
+def test_that_there_is_one_device_only_is_told(monkeypatch, capsys):
+    devices = {"GPU": [], "CPU": tf.config.list_logical_devices("CPU")[:1]}
+    monkeypatch.setattr(tf.config, "list_logical_devices", devices.__getitem__)
+    monkeypatch.setattr(distribution, "_mirrored", lambda names: names)
+    assert distribution.open_strategy("mirrored") == ("/device:CPU:0",)
+    assert capsys.readouterr().out == "--distribute=mirrored: CPU:0, which is as without it\n"
 
 
 @pytest.mark.slow
