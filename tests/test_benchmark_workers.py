@@ -51,18 +51,20 @@ def test_the_rows_of_the_table(monkeypatch, capsys):
         return answering(*[(100 - 20 * distributed - 25 * (count > 1), own)] * count)
 
     monkeypatch.setattr(workers, "_started", started)
-    workers.main(workers.Options(counts=(0, 1, 2, 0), apart=(2,), rounds=2))
-    *rounds, header, _, none, one, two, other, half, apart = capsys.readouterr().out.splitlines()
+    workers.main(workers.Options(counts=(0, 1, 2), apart=(2,), rounds=2))
+    *rounds, header, _, none, one, two, half, apart = capsys.readouterr().out.splitlines()
     assert header.split("  ")[0] == "workers"
     assert none.split() == ["none", "100.0", "1.000", "80.0", "3.0", "-", "-"]
-    assert other.split() == ["none", "(2)", *none.split()[1:]]
     assert one.split() == ["1", "80.0", "0.800", "100.0", "3.0", "-", "-"]
     assert two.split() == ["2", "110.0", "1.100", "145.5", "7.0", "4.00", "2.50"]
     assert half.split() == ["one", "of", "2", "75.0", "0.750", "106.7", "3.0", "-", "-"]
     assert apart.split() == ["2", "apart", "150.0", "1.500", "106.7", "3.0", "-", "-"]
     assert [(json.loads(line)["workers"], len(json.loads(line)["rounds"])) for line in rounds] == [
-        (name, 2) for name in ("none", "1", "2", "none (2)", "one of 2", "2 apart")
+        (name, 2) for name in ("none", "1", "2", "one of 2", "2 apart")
     ]
+    workers.main(workers.Options(counts=(0, 1), apart=(), rounds=1, copies=2))
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert [row[:8].rstrip() for row in rows] == ["none", "1", "none (2)", "1 (2)"]
 
 
 @pytest.mark.parametrize(
@@ -76,4 +78,7 @@ def test_the_rows_of_the_table(monkeypatch, capsys):
 def test_what_cannot_be_measured_is_told_first(flags, told):
     with pytest.raises(UserError, match=told):
         workers.Options(**flags)
-    workers.Options(batch_size=7, per_worker=True)
+
+
+def test_a_batch_that_each_process_has_for_itself_need_not_be_divided():
+    assert workers.Options(batch_size=7, per_worker=True).counts == (0, 1, 2)

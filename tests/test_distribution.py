@@ -176,9 +176,9 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(run_command, tmp_p
         run_command(train.main, Settings, *places, "--top_k=1", "--batch_size=5", "--distribute=mirrored")
         == 2
     )
-    told = capsys.readouterr()
-    assert told.out == "--distribute=mirrored: CPU:0, CPU:1\n"
-    assert re.search(r"^error: batch_size must be a multiple of 2, .* Received: batch_size=5$", told.err, re.M)
+    told, error = capsys.readouterr()
+    assert told == "--distribute=mirrored: CPU:0, CPU:1\n"
+    assert re.search(r"^error: batch_size must be a multiple of 2, .* Received: batch_size=5$", error, re.M)
     assert not (tmp_path / "run").exists()
     assert distribution.count_replicas(None) == 1
     with pytest.raises(UserError, match="--sync_batch_norm is for resnet"):

@@ -7,8 +7,8 @@ and tell each other nothing: as fast as two workers would be whose messages cost
 them while the other rests: what lies between the two is the machine's, whose cores share caches, memory and
 power.
 
-Two processes that do the same may differ by some percent for as long as they live: --counts=0,1,0,1 starts
-others of each.
+Two processes that do the same may differ by some percent for as long as they live: --copies=3 starts three
+for each row.
 
 A Hydra on resnet with drawn weights, the same random batch in every step. All processes are started and
 warmed up first; then each row is measured in turn, round after round, while the others rest. Medians of the
@@ -44,12 +44,13 @@ TOP_K = 4  # the paper's
 class Options(Checked):
     """The flags of this command."""
 
-    counts: tuple[int, ...] = setting((0, 1, 2), "How many workers, each a row; 0: see above.", least=0)
+    counts: tuple[int, ...] = setting((0, 1, 2), "How many workers; 0: without --distribute.", least=0)
     apart: tuple[int, ...] = setting((2,), "How many processes without messages.", least=2)
     depth: int = setting(1, "d, blocks per stage.", least=1)
     num_branches: int = setting(20, "nb.", least=TOP_K)
     batch_size: int = setting(128, "Images in a step, of all processes together.", least=1)
     per_worker: bool = setting(False, "Whether each process has so many of its own.")
+    copies: int = setting(1, "How many rows of each kind, of other processes.", least=1)
     rounds: int = setting(3, "How often to measure each row.", least=1)
     seconds: float = setting(3.0, "For how long, each time.", above=0)
     pin: bool = setting(False, "Whether each process keeps to a core of its own.")
@@ -81,17 +82,18 @@ def main(options: Options) -> None:
         return
     with contextlib.ExitStack() as ended:
         rows = {}  # by name, the processes that train at the same time
-        for number, count in enumerate(options.counts):
-            again = options.counts[:number].count(count)
-            name = f"{count or 'none'}{f' ({again + 1})' * bool(again)}"
-            rows[name] = ended.enter_context(_started(options, max(count, 1), bool(count)))
-        for count in options.apart:
-            processes = ended.enter_context(_started(options, count, distributed=False))
-            rows |= {f"one of {count}": processes[:1], f"{count} apart": processes}
+        for which in ("", *(f" ({number})" for number in range(2, options.copies + 1))):
+            for count in options.counts:
+                processes = ended.enter_context(_started(options, max(count, 1), bool(count)))
+                rows[f"{count or 'none'}{which}"] = processes
+            for count in options.apart:
+                processes = ended.enter_context(_started(options, count, distributed=False))
+                rows |= {f"one of {count}{which}": processes[:1], f"{count} apart{which}": processes}
         for processes in rows.values():
             _ask(processes, 0.0)
         if options.ask:
-            input("All is warm. Enter measures: ")
+            print("All is warm. Enter measures: ", end="", file=sys.stderr, flush=True)
+            sys.stdin.readline()
         found: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
         for number in range(options.rounds):
             for name in list(rows)[:: -1 if number % 2 else 1]:
