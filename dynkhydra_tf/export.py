@@ -18,7 +18,13 @@ from dynkhydra_tf.files import check_writable
 from dynkhydra_tf.runs import FinishedRun
 from dynkhydra_tf.serving import calibration
 from dynkhydra_tf.serving.formats import FORMATS
-from dynkhydra_tf.serving.served_model import BATCH_SIZES, QUANTIZATIONS, ServedModel
+from dynkhydra_tf.serving.served_model import (
+    BATCH_SIZES,
+    MOST_FLOPS,
+    MOST_IMAGES,
+    QUANTIZATIONS,
+    ServedModel,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +57,16 @@ class Options(Checked):
         "Of the input images; values are 0..255 in both. uint8 is a quarter of the bytes.",
         choices=("uint8", "float32"),
     )
-    batch_sizes: tuple[int, ...] = setting(
-        BATCH_SIZES, "Batch sizes to warm up, and those that the server may batch requests to.", least=1
+    batch_sizes: tuple[int, ...] | None = setting(
+        None,
+        "Batch sizes to warm up, and those that the server may batch requests to; default: "
+        f"{','.join(map(str, BATCH_SIZES))}, as far as max_batch goes.",
+        least=1,
     )
     max_batch: int | None = setting(
         None,
-        "The most images of a request; default: as many as have the pixels of 256 of 32 x 32, and no fewer "
-        "than the largest of batch_sizes.",
+        f"The most images of a request; default: the largest power of two, at most {MOST_IMAGES}, that takes "
+        f"at most {MOST_FLOPS / 1e9:g} GFLOPs at tau 0, and no fewer than the largest of batch_sizes.",
         least=1,
     )
     max_pixels: int | None = setting(
@@ -99,7 +108,9 @@ class Options(Checked):
         """Checks what goes together."""
         if not self.run_dir or not self.export_dir:
             raise UserError("Give --run_dir=DIR of a finished run, and --export_dir=DIR to write to")
-        if not self.batch_sizes or list(self.batch_sizes) != sorted(self.batch_sizes):
+        if self.batch_sizes is not None and (
+            not self.batch_sizes or list(self.batch_sizes) != sorted(self.batch_sizes)
+        ):
             raise UserError(f"batch_sizes must rise. Received: {','.join(map(str, self.batch_sizes))}")
         if len(self.tau_flags) > 1:
             raise UserError("Give one of --tau, --target_active_branches and --max_accuracy_drop")

@@ -53,7 +53,7 @@ def test_a_served_file_is_prepared_as_the_folder_is_for_training(tmp_path):
 
 
 def test_the_pixels_of_a_request_have_a_limit_together():
-    """Those of one picture, or 32 for each byte of the files, the smaller pictures first."""
+    """Half of those of one picture, or 16 for each byte of the files, the smaller pictures first."""
     prepare = tf.function(lambda files, most: prepare_pictures(files, 4, "stretch", most))
 
     def refused(files, most):
@@ -63,11 +63,15 @@ def test_the_pixels_of_a_request_have_a_limit_together():
 
     large = [hostile_files.png(side, side) for side in (500, 300, 600, 400)]
     assert all(len(file) < 900 for file in large)
-    assert refused(large, 360_000) == [True, False, True, False], "300 and 400 a side are 250,000 pixels"
-    assert refused(large, 500_000) == [False, False, True, False]
+    assert refused(large, 720_000) == [True, False, True, False], "300 and 400 a side are 250,000 pixels"
+    assert refused(large, 1_000_000) == [False, False, True, False]
     assert refused(large[2:3], 360_000) == [False], "alone"
     strips = [hostile_files.png(3000, 1), hostile_files.png(1, 3000)]  # each counts as 3000 x 256
-    assert refused(strips, 1_500_000) == [False, True]
+    assert refused(strips, 2_000_000) == [False, True]
+    # The last two count twice.
+    for kind, slow in (("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("GIF", {}), ("JPEG", {"progressive": True})):
+        some = [hostile_files.square(kind, 300, **slow)(0), hostile_files.png(301, 301)]
+        assert refused(some, 400_000) == [kind == "GIF" or bool(slow), False], kind
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     assert refused([tf.io.encode_png(noise).numpy()] * 4, 256**2) == [False] * 4, "their files are large"
 

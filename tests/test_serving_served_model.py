@@ -1,7 +1,9 @@
 import pytest
 
+from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.plain import Plain
+from dynkhydra_tf.serving import served_model
 from tests.conftest import TinyBackbone, to_serve
 
 
@@ -38,7 +40,25 @@ def test_what_a_format_does_not_take_is_refused(make_hydra):
 
 def test_limits_fit_the_network(make_hydra):
     served = to_serve(make_hydra())
-    assert (served.largest_batch, served.most_pixels) == (256 * 16, 16 * 2**20)
+    assert (served.largest_batch, served.most_pixels) == (128, 16 * 2**20)
     served = to_serve(make_hydra(), max_batch=64, max_pixels=100)
     assert (served.largest_batch, served.most_pixels) == (64, 100)
     assert to_serve(make_hydra(), batch_sizes=(1, 5000)).largest_batch == 5000
+
+
+def test_most_images_follow_from_what_one_costs(make_hydra, monkeypatch):
+    hydra = make_hydra()
+    costs = hydra_costs(hydra)["flops"]
+    image = costs["stem"] + costs["gater"] + hydra.top_k * costs["branch"] + costs["combiner"]  # as at tau 0
+    for most, images in ((9, 8), (8, 8), (7.99, 4), (0.5, 1), (1000, 128)):
+        monkeypatch.setattr(served_model, "MOST_FLOPS", most * image)
+        served = to_serve(hydra, tau=0.9)
+        assert served.largest_batch == images
+        assert list(served.sizes) == [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= images]
+    monkeypatch.setattr(served_model, "MOST_FLOPS", 5 * image)
+    assert to_serve(hydra, max_batch=3).sizes == [1, 2]
+    served = to_serve(hydra, batch_sizes=(1, 6))
+    assert (served.largest_batch, served.sizes) == (6, (1, 6))
+    plain = Plain(TinyBackbone(), 6)
+    monkeypatch.setattr(served_model, "MOST_FLOPS", 2 * plain_costs(TinyBackbone(), 6)["flops"])
+    assert to_serve(plain).largest_batch == 2

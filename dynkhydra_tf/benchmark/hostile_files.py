@@ -138,8 +138,9 @@ def noise(kind: str, **settings: object) -> Callable[[int], bytes]:
     return made
 
 
-# {name: (file, and whether as many as fit are sent)}
-FILES: dict[str, tuple[Callable[[int], bytes], bool]] = {
+# {name: (file, and whether as many as fit are sent; TINY: the rest of the request is tiny files)}
+TINY = "tiny"
+FILES: dict[str, tuple[Callable[[int], bytes], bool | str]] = {
     "a photo's size, JPEG": (square("JPEG", 4000), False),
     "PNG of 24000 x 1": (lambda most: png(24000, 1), False),
     "PNGs of 24000 x 1": (lambda most: png(24000, 1), True),
@@ -181,6 +182,13 @@ FILES: dict[str, tuple[Callable[[int], bytes], bool]] = {
     "WebPs of chunks": (lambda most: webp_of_chunks(most // 64), True),
     "WebP of noise, lossless": (noise("WEBP", lossless=True), False),
     "BMP of noise": (noise("BMP"), False),
+    "PNG of 2800 x 2800 among tiny ones": (lambda most: png(2800, 2800), TINY),
+    "JPEGs, progressive, of 1400 x 1400 among tiny ones": (
+        square("JPEG", 1400, progressive=True, subsampling=0),
+        TINY,
+    ),
+    "GIFs of 2000 x 2000 among tiny ones": (square("GIF", 2000), TINY),
+    "WebPs of 4000 x 4000 among tiny ones": (square("WEBP", 4000), TINY),
     "tiny PNGs": (lambda most: png(1, 1), True),
     "nothing readable": (lambda most: b"GIF8", True),
     "empty files": (lambda most: b"", True),
@@ -193,4 +201,9 @@ def request(name: str, most: int, largest_batch: int) -> list[bytes]:
     file = make(most)
     if len(file) > most:
         raise ValueError(f"{name}: {len(file)} bytes")
-    return [file] * (min(largest_batch, most // max(1, len(file))) if fill else 1)
+    many = min(largest_batch, most // max(1, len(file))) if fill else 1
+    if fill is not TINY:
+        return [file] * many
+    tiny = png(1, 1)
+    few = max(1, min(many // 2, (most - largest_batch * len(tiny)) // len(file)))
+    return [file] * few + [tiny] * (largest_batch - few)

@@ -18,6 +18,8 @@ MAX_SIDE = 65535  # pixels; what a JPEG can have
 MAX_STEPS = 32  # from segment to segment of a file; each takes as long as 10,000 pixels
 # A decoder goes through all of a JPEG for each of its scans, of which a dozen is much.
 MAX_SCANS, SMALL_JPEG, MAX_SCANNED = 12, 2**16, 12 * 16 * 2**20  # pixels, and pixels times scans
+FEW_SCANS = 3  # of a JPEG that is not progressive
+QUICK, SLOW = np.int64([1, 2])  # effort: of a progressive JPEG and a GIF twice that of others
 # An animated PNG has more bytes than its first picture, which itself may come in many chunks.
 MAX_PNG_STEPS, PNG_SLACK = 256, 2**16
 GIF_WINDOW = 2**14  # bytes that are looked at together
@@ -54,6 +56,7 @@ class Header(typing.NamedTuple):
         exif: where the EXIF begins, 0 where there is none.
         still: () string, what to decode, but for a GIF, see `first_picture`; of a WebP its first picture.
         frame: where the first picture of a GIF begins, 0 where there is none.
+        effort: () int64, how many times as long as another picture of its size it may take to decode.
     """
 
     supported: tf.Tensor
@@ -62,6 +65,7 @@ class Header(typing.NamedTuple):
     exif: tf.Tensor
     still: tf.Tensor
     frame: tf.Tensor
+    effort: tf.Tensor
 
 
 class Bytes:
@@ -108,7 +112,7 @@ def read_header(file: tf.Tensor) -> Header:
     names = [name + NOT_SUPPORTED for name in KINDS] + [f"not {FORMATS}"]
 
     def tensors(*found):
-        kinds = (tf.bool, tf.string, tf.int64, tf.int64, tf.string, tf.int64)
+        kinds = (tf.bool, tf.string, tf.int64, tf.int64, tf.string, tf.int64, tf.int64)
         return tuple(tf.convert_to_tensor(value, kind) for value, kind in zip(found, kinds, strict=True))
 
     found = tf.switch_case(
@@ -117,7 +121,7 @@ def read_header(file: tf.Tensor) -> Header:
             lambda name=name, read=read: tensors(*read(name, file, beginning))
             for name, read in zip(KINDS, _READERS, strict=False)
         ],
-        default=lambda: tensors(False, tf.gather(names, kind), (0, 0), NOWHERE, file, NOWHERE),
+        default=lambda: tensors(False, tf.gather(names, kind), (0, 0), NOWHERE, file, NOWHERE, QUICK),
     )
     return Header(*found)
 
@@ -165,7 +169,8 @@ def _read_jpeg(name, file, beginning):
     scanned = scans * tf.maximum(height * width, SMALL_JPEG)
     supported = (scans <= MAX_SCANS) | (scanned <= MAX_SCANNED)
     name = tf.where(supported, name, f"{name} of too many scans{NOT_SUPPORTED}")
-    return supported, name, (width, height), _find_exif(file, step), file, NOWHERE
+    effort = tf.where(scans > FEW_SCANS, SLOW, QUICK)
+    return supported, name, (width, height), _find_exif(file, step), file, NOWHERE, effort
 
 
 def _read_png(name, file, beginning):
@@ -180,7 +185,7 @@ def _read_png(name, file, beginning):
     name = tf.where(supported, name, f"{name} of more data than its picture has{NOT_SUPPORTED}")
     # The chunk may stand behind those of the picture, which are many.
     exif = _find_note(file, rb"eXIf", 4)
-    return supported, name, (width, height), exif, _without_texts(file), NOWHERE
+    return supported, name, (width, height), exif, _without_texts(file), NOWHERE, QUICK
 
 
 def _without_texts(file):
@@ -233,7 +238,7 @@ def _read_gif(name, file, beginning):
         [content.number(6, 2), content.number(8, 2)],
         [content.number(frame + 5, 2), content.number(frame + 7, 2)],
     )
-    return True, name, sides, NOWHERE, file, frame
+    return True, name, sides, NOWHERE, file, frame, SLOW
 
 
 def first_picture(file: tf.Tensor, header: Header) -> tf.Tensor:
@@ -315,7 +320,7 @@ def _read_bmp(name, file, beginning):
     # Below zero the height is of a picture stored from top to bottom.
     width, height = (tf.cast(beginning.number(at, 4), tf.int32) for at in (18, 22))
     sides = tf.cast(width, tf.int64), tf.cast(tf.abs(height), tf.int64)
-    return supported, name, sides, NOWHERE, file, NOWHERE
+    return supported, name, sides, NOWHERE, file, NOWHERE, QUICK
 
 
 def _read_webp(name, file, beginning):
@@ -355,7 +360,7 @@ def _read_webp(name, file, beginning):
         _characters(flags[tf.newaxis]),
         _text(file, picture + 13, end),
     ]
-    return True, name, sides, exif, tf.where(whole, tf.strings.join(still), ""), NOWHERE
+    return True, name, sides, exif, tf.where(whole, tf.strings.join(still), ""), NOWHERE, QUICK
 
 
 _READERS = (_read_jpeg, _read_png, _read_gif, _read_bmp, _read_webp)

@@ -139,10 +139,10 @@ def requests_text(served: ServedModel) -> str:
     """Returns what a SavedModel's card says of requests, to stand at its end."""
     text = (
         f"A request holds at most {served.largest_batch:,} images. Each file of `image_bytes` is a JPEG, "
-        f"PNG, GIF, BMP or WebP of at most {served.most_pixels:,} pixels, all of a request together of as "
-        "many, or of 32 for each byte where that is more. One that cannot be read does not fail the others: "
-        "its row of the output `error` says why, its class ids are -1, all else in its row is zero or empty. "
-        "`error` is empty where all is well. Other limits: export.py --max_batch and --max_pixels."
+        f"PNG, GIF, BMP or WebP of at most {served.most_pixels:,} pixels, several in a request together of "
+        "half as many, or of 16 for each byte where that is more. One that cannot be read does not fail the "
+        "others: its row of the output `error` says why, its class ids are -1, all else in it is zero or "
+        "empty. `error` is empty where all is well. Other limits: export.py --max_batch and --max_pixels."
     )
     commands = [
         "saved_model_cli show --dir . --tag_set serve --signature_def serving_default",

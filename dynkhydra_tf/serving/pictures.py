@@ -1,7 +1,7 @@
 """The files of a request to the network's input, each for itself: one bad file does not spoil the others.
 
-A kilobyte can be a picture of sixteen megapixels, and a request has room for hundreds of them. So their
-pixels together have a limit, too: that of one picture or, of larger files, a number for each byte.
+A kilobyte can be a picture of sixteen megapixels, and a request has room for a hundred of them. So their
+pixels together have a limit, too: half of that of one picture or, of larger files, a number for each byte.
 
 The served graph has no way to catch an error but a `tf.data` pipeline that leaves out the elements that raise
 one, so the files go through such a pipeline. B files, S side of an image.
@@ -23,7 +23,7 @@ BLACK = (
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
     b"\0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82"
 )
-PIXELS_OF_A_BYTE = 32  # a photo of the coarsest quality has as many
+PIXELS_OF_A_BYTE = 16  # a photo has 3 to 12
 LEAST_SIDE = 256  # a picture counts as if it had this at least
 AT_ONCE = 4  # files that are decoded at the same time: each may hold as many pixels as the limit allows
 
@@ -38,7 +38,8 @@ def prepare_pictures(
         image_bytes: (B) strings, the bytes of files, see `decode_picture`; B > 0.
         size: int, S.
         fit: see `preprocess`.
-        max_pixels: of the largest picture that is decoded, and of all together, unless their files are large.
+        max_pixels: of the largest picture that is decoded; half of it of all together, unless their files
+            are large.
 
     Returns:
         images (B, S, S, 3) uint8, black where a file is bad; error (B) string, why it is, else empty.
@@ -47,7 +48,7 @@ def prepare_pictures(
     last = tf.size(image_bytes, tf.int64)
     headers, readable = _each(lambda place: _read(files[place]), tf.range(last + 1), last)
     reasons = tf.where(readable, _why_refused(headers, max_pixels), DAMAGED)
-    wanted = _fitting(reasons == "", headers.sides, files, max_pixels)
+    wanted = _fitting(reasons == "", headers, files, max_pixels)
 
     def decoded(place):
         header = tf.nest.map_structure(lambda values: values[place], headers)
@@ -96,15 +97,17 @@ def _why_refused(headers, max_pixels):
     return tf.where(headers.supported, reason, headers.name)
 
 
-def _fitting(sound, sides, files, max_pixels):
+def _fitting(sound, headers, files, max_pixels):
     """(n,) bool, which of the sound pictures may be decoded together: the smaller ones first.
 
-    A long strip counts more than its pixels: a row takes its time however short it is. One alone always may.
+    A long strip counts more than its pixels: a row takes its time however short it is. So does what is slow
+    to decode. One alone always may.
     """
+    sides = headers.sides
     length = tf.reduce_sum(tf.cast(tf.strings.length(files), tf.int64))
-    most = tf.maximum(np.int64(max_pixels), PIXELS_OF_A_BYTE * length)
+    most = tf.maximum(np.int64(max_pixels // 2), PIXELS_OF_A_BYTE * length)
     work = tf.reduce_max(sides, axis=1) * tf.maximum(tf.reduce_min(sides, axis=1), LEAST_SIDE)
-    work = tf.where(sound, work, 0)
+    work = tf.where(sound, work * headers.effort, 0)
     order = tf.argsort(work, stable=True)
     within = (tf.cumsum(tf.gather(work, order)) <= most) | (tf.reduce_sum(tf.cast(sound, tf.int32)) == 1)
     return sound & tf.scatter_nd(order[:, tf.newaxis], within, tf.shape(within))

@@ -180,7 +180,10 @@ class RestClient:
             raise ServerError(f"{self.url}: no answer within {round(seconds, 2):g} seconds") from error
         except (httpx.HTTPError, OSError) as error:
             pause = None if _is_final(error) else 0
-            raise ServerError(f"{self.url}: no answer: {_reason(error)}", pause=pause) from error
+            reason = _reason(error)
+            if isinstance(error, _closed()) and self.url.startswith("https:") and not self.credentials.cert:
+                reason += "; a server that asks for a client's certificate may do so: give cert (--cert)"
+            raise ServerError(f"{self.url}: no answer: {reason}", pause=pause) from error
         finally:
             exchange.cancel()  # after Ctrl-C
         try:
@@ -196,15 +199,13 @@ class RestClient:
 
     async def _exchange(self, method, url, body, seconds):
         """Sends a request, once more if its connection was closed: status, reason, headers, body."""
-        import httpx
-
         headers = [*self.credentials.sent(), ("accept-encoding", "identity")]
         if body:
             headers.append(("content-type", "application/json"))
         async with asyncio.timeout(seconds):
             try:
                 return await self._once(method, url, body, headers)
-            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            except _closed() as error:
                 # A server closes idle connections. To ask twice does no harm: the model keeps no state.
                 if _is_final(error):
                     raise
@@ -259,6 +260,13 @@ def _start_loop():
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="dynkhydra_tf-rest", daemon=True).start()
     return loop
+
+
+def _closed():
+    """The errors of a connection that the other side closed."""
+    import httpx
+
+    return httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
 
 
 def _is_final(error):

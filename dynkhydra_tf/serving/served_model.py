@@ -1,6 +1,7 @@
 """What every export format converts: a trained model and how it is to be served. M: number of classes."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Union
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS = {"litert": ("float16", "dynamic"), "onnx": ("int8",)}  # of each format
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+# Of a request by default: more images are no faster than as many in two requests, and no request takes long.
+MOST_IMAGES, MOST_FLOPS = 128, 12e9  # an eighth of a second of one core with AVX-512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +37,10 @@ class ServedModel:
         card: the text of model_card.md.
         top_classes: int in 0..M, k of the top-k outputs; 0 for none.
         input_dtype: "uint8" or "float32", of the input `images`.
-        batch_sizes: rising ints, the batch sizes to warm up and those that a server may batch requests to.
+        batch_sizes: rising ints, the batch sizes to warm up and those that a server may batch requests to;
+            None: those of `BATCH_SIZES` that max_batch allows, see `sizes`.
         quantize: one of the format's `QUANTIZATIONS`, see `litert` and `onnx_int8`; None for float32.
-        max_batch: the most images of a request; None: as many as have the pixels of 256 of 32 x 32, and
-            no fewer than the largest of batch_sizes.
+        max_batch: the most images of a request; None: by what an image costs, see `largest_batch`.
         max_pixels: of the largest picture that a request may hold; None: 16 megapixels, or 256 times an
             image's, whichever is more.
         tau_rows: rows of `Evaluation.tau_table`; images: (n, S, S, 3) uint8, some of those that they were
@@ -58,7 +61,7 @@ class ServedModel:
     card: str = ""
     top_classes: int = 0
     input_dtype: str = "uint8"
-    batch_sizes: Sequence[int] = BATCH_SIZES
+    batch_sizes: Sequence[int] | None = None
     quantize: str | None = None
     max_batch: int | None = None
     max_pixels: int | None = None
@@ -80,7 +83,7 @@ class ServedModel:
                 f"top_classes must be in 0..{classes}, the number of classes. "
                 f"Received: top_classes={self.top_classes}"
             )
-        if self.max_batch is not None and self.max_batch < max(self.batch_sizes):
+        if self.max_batch is not None and self.batch_sizes and self.max_batch < max(self.batch_sizes):
             raise UserError(
                 f"max_batch must be at least {max(self.batch_sizes)}, the largest of batch_sizes. "
                 f"Received: max_batch={self.max_batch}"
@@ -119,10 +122,30 @@ class ServedModel:
         """S, height and width of an image in pixels."""
         return self.model.backbone.input_shape[0]
 
-    @property
+    @functools.cached_property
     def largest_batch(self) -> int:
-        """max_batch, or what it is where none is given."""
-        return self.max_batch or max(256 * 32**2 // self.image_size**2, *self.batch_sizes)
+        """max_batch; where none is given, the largest power of two, at most `MOST_IMAGES`, of `MOST_FLOPS`.
+
+        Each image counts with K branches, as at tau 0. It is no fewer than the largest of batch_sizes, where
+        those are given.
+        """
+        if self.max_batch:
+            return self.max_batch
+        affordable = max(1, min(MOST_IMAGES, int(MOST_FLOPS // max(1, self._flops()))))
+        return max(2 ** (affordable.bit_length() - 1), *(self.batch_sizes or (1,)))
+
+    def _flops(self):
+        """The FLOPs of the dearest image."""
+        from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
+
+        if self.tau is None:
+            return plain_costs(self.model.backbone, self.model.num_classes)["flops"]
+        return inference_flops(hydra_costs(self.model)["flops"], self.model.top_k)
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """batch_sizes, or what they are where none are given."""
+        return self.batch_sizes or [size for size in BATCH_SIZES if size <= self.largest_batch]
 
     @property
     def most_pixels(self) -> int:

@@ -49,7 +49,7 @@ def convert(served: ServedModel, directory: str | os.PathLike) -> str:
         if served.images is not None:
             card += taus_text(load_taus(version / "assets.extra" / REFERENCE), served.tau)
         (version / "model_card.md").write_text(card, encoding="utf-8")
-        limits = served.batch_sizes, served.largest_batch
+        limits = served.sizes, served.largest_batch
         write_server_files(
             directory, served.name, *limits, (*versions.whole(directory), versions.following(directory))
         )
@@ -105,7 +105,7 @@ def write_version(served: ServedModel, directory: str | os.PathLike) -> float:
     limits = served.largest_batch, served.most_pixels
     endpoints = signatures(InferenceGraph(served.model), *settings, dtype, *limits)
     write_endpoints(endpoints, directory)
-    write_warmup(directory, served.image_size, dtype, served.batch_sizes, list(endpoints))
+    write_warmup(directory, served.image_size, dtype, served.sizes, list(endpoints))
     in_float32 = served.model.for_inference()  # as the graph is, whatever the model was trained in
     reference = make_reference(in_float32, *settings, np.dtype(served.input_dtype))
     taus = []
