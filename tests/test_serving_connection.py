@@ -177,10 +177,20 @@ def test_tls_with_certificates_on_both_sides_over_rest(certificates, pauses):
         assert not pauses  # not asked again
         # A server that does not know us often closes the connection before its reason is read.
         nobody = RestClient(prepared.url, credentials=credentials(certificates, "ca"))
-        closed = "no answer: (TLS failed|the connection was closed|Connection reset|Broken pipe).*(--cert)"
+        closed = "no answer: (TLS failed|(the connection was closed|Connection reset|Broken pipe).*--cert)"
         with nobody, pytest.raises(ServerError, match=closed):
             nobody.predict({"x": [1]})
         assert len(prepared.received) == 1
+    context.verify_mode = ssl.CERT_NONE
+    with prepared_server.running(context) as prepared:
+        prepared.answers = [hang_up]
+        for names, hint in ((("ca",), True), (("ca", "cert", "key"), False)):
+            with RestClient(prepared.url, credentials=credentials(certificates, *names)) as client:
+                with pytest.raises(ServerError, match="no answer: ") as caught:
+                    client.predict({"x": [1]})
+                assert (
+                    "asks for a client's certificate may do so: give cert (--cert)" in str(caught.value)
+                ) == hint
     with pytest.raises(UserError, match="Certificates are for https"):
         RestClient("http://localhost/v1/models/m", credentials=credentials(certificates, "ca"))
     with pytest.raises(UserError, match="must be PEM, the key without a password"):
