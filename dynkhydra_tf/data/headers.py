@@ -19,7 +19,7 @@ MAX_STEPS = 32  # from segment to segment of a file; each takes as long as 10,00
 # A decoder goes through all of a JPEG for each of its scans, of which a dozen is much.
 MAX_SCANS, SMALL_JPEG, MAX_SCANNED = 12, 2**16, 12 * 16 * 2**20  # pixels, and pixels times scans
 FEW_SCANS = 3  # of a JPEG that is not progressive
-QUICK, SLOW = np.int64([1, 2])  # effort: of a progressive JPEG and a GIF twice that of others
+QUICK, SLOW = np.int64(1), np.int64(2)  # effort: of a progressive JPEG and a GIF twice that of others
 # An animated PNG has more bytes than its first picture, which itself may come in many chunks.
 MAX_PNG_STEPS, PNG_SLACK = 256, 2**16
 GIF_WINDOW = 2**14  # bytes that are looked at together
