@@ -16,7 +16,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import connection, protos
 from dynkhydra_tf.serving.connection import Credentials, Patience, ServerError, is_this_host
 from dynkhydra_tf.serving.rest import RestClient
-from dynkhydra_tf.serving.rpc import GrpcClient
+from dynkhydra_tf.serving.rpc import CLOSED, GrpcClient
 from dynkhydra_tf.serving.server_flags import ServerFlags
 from tests import prepared_server
 from tests.prepared_server import hang_up, reply
@@ -216,8 +216,11 @@ def test_tls_with_certificates_on_both_sides_over_grpc(certificates):
             GrpcClient(target, "m", credentials=credentials(certificates, "ca")),
             GrpcClient(target, "m", tls=True),
         ):
-            with client, pytest.raises(ServerError, match="UNAVAILABLE"):
+            with client, pytest.raises(ServerError, match="UNAVAILABLE") as caught:
                 client.predict({"x": [1]})
+            # gRPC may say in several ways that a connection was closed.
+            told = str(caught.value)
+            assert (connection.SHOW_CERT.strip("; ") in told) == any(word in told for word in CLOSED), told
 
 
 # === How long ===

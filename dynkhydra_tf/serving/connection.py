@@ -23,6 +23,8 @@ SEND_ALONE = "send it alone"  # so ends what a model says of a picture that its 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two attempts
 
 Answer = TypeVar("Answer")
+# Where an encrypted connection is closed without a word and the client has shown no certificate.
+SHOW_CERT = "; a server that asks for a client's certificate may do so: give cert (--cert)"
 
 
 class ServerError(UserError):

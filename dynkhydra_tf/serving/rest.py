@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving.connection import (
     MAX_MESSAGE_BYTES,
+    SHOW_CERT,
     Credentials,
     Patience,
     ServerError,
@@ -182,7 +183,7 @@ class RestClient:
             pause = None if _is_final(error) else 0
             reason = _reason(error)
             if isinstance(error, _closed()) and self.url.startswith("https:") and not self.credentials.cert:
-                reason += "; a server that asks for a client's certificate may do so: give cert (--cert)"
+                reason += SHOW_CERT
             raise ServerError(f"{self.url}: no answer: {reason}", pause=pause) from error
         finally:
             exchange.cancel()  # after Ctrl-C

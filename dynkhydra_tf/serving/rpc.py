@@ -10,6 +10,7 @@ from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.serving import protos
 from dynkhydra_tf.serving.connection import (
     MAX_MESSAGE_BYTES,
+    SHOW_CERT,
     Credentials,
     Patience,
     ServerError,
@@ -17,6 +18,8 @@ from dynkhydra_tf.serving.connection import (
     is_finite,
     is_this_host,
 )
+
+CLOSED = ("Socket closed", "Connection reset", "Broken pipe")  # how gRPC says so
 
 
 class GrpcClient:
@@ -72,7 +75,8 @@ class GrpcClient:
             ("grpc.max_receive_message_length", max_answer_bytes),
             ("grpc.enable_http_proxy", 0 if target.startswith("unix:") or is_this_host(_host(target)) else 1),
         ]
-        if tls or credentials.given:
+        self._tls = tls or credentials.given
+        if self._tls:
             known = grpc.ssl_channel_credentials(**credentials.pem())
             self._channel = grpc.secure_channel(target, known, options)
         else:
@@ -159,7 +163,10 @@ class GrpcClient:
         except grpc.RpcError as error:
             code, details = error.code().name, error.details() or "no details"
             pause = 0 if code == "UNAVAILABLE" and "CERTIFICATE_VERIFY_FAILED" not in details else None
-            raise ServerError(f"{self.target}, {self.model}: {code}: {details:.1000}", code, pause) from error
+            message = f"{self.target}, {self.model}: {code}: {details:.1000}"
+            if self._tls and not self.credentials.cert and any(word in details for word in CLOSED):
+                message += SHOW_CERT
+            raise ServerError(message, code, pause) from error
 
 
 def _host(target):
