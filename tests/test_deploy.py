@@ -49,7 +49,7 @@ def check_manifest(text):
 
 
 def test_kserve_knows_every_field_of_the_manifest():
-    text = (ROOT / "deploy" / "inference_service.yaml").read_text()
+    text = (ROOT / "deploy" / "inferenceservice.yaml").read_text()
     done = check_manifest(text)
     assert done.stdout == "good\n", done.stderr[-2000:]
     done = check_manifest(text.replace("storageUri", "storageURI"))
