@@ -1,5 +1,9 @@
-"""How far long work is, and how long it will take: a bar on a terminal, elsewhere a line now and then."""
+"""How far long work is, and how long it will take: a bar on a terminal, elsewhere a line now and then.
 
+Lines also where tqdm is not installed, which the client of a server can do without.
+"""
+
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +31,7 @@ class Meter:
     ) -> None:
         self.heading, self.total, self.unit = heading, total, unit
         self._stream = sys.stdout if stream is None else stream
+        self._has_bar = self._stream.isatty() and importlib.util.find_spec("tqdm") is not None
         self._bar: tqdm | None = None
         self._before = self.done = done
         # (seconds, done): the rate leaves out the first update, which traces and reads.
@@ -61,7 +66,7 @@ class Meter:
         self.done = done
         if self._first is None:
             self._first = (time.monotonic(), done)
-        if self._stream.isatty():
+        if self._has_bar:
             self._bar = self._bar or self._make_bar()
             seconds = run_left()
             parts = [note, "" if seconds is None else f"run {duration(seconds)}"]
@@ -77,7 +82,7 @@ class Meter:
             print(f"{head}: {', '.join(filter(None, parts))}", file=self._stream, flush=True)
 
     def _make_bar(self) -> "tqdm":
-        from tqdm import tqdm  # here: where there is no terminal, it need not be there
+        from tqdm import tqdm
 
         return tqdm(
             total=self.total,

@@ -1,5 +1,9 @@
+import importlib.util
 import io
+import sys
 import time
+
+import pytest
 
 from dynkhydra_tf.meter import Meter, duration
 from tests.conftest import Terminal
@@ -9,8 +13,11 @@ def test_durations():
     assert [duration(s) for s in (0.4, 52, 723, 11100)] == ["0:00", "0:52", "12:03", "3:05:00"]
 
 
-def test_a_line_now_and_then_where_there_is_no_terminal(clock):
-    stream = io.StringIO()
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_line_now_and_then_where_there_is_no_terminal_or_no_tqdm(stream, clock, monkeypatch):
+    if stream.isatty():
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with Meter("class means", 100, "image", stream=stream) as meter:
         for done in range(10, 101, 10):
             clock.now += 10

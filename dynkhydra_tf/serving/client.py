@@ -8,8 +8,9 @@ go as they are, several in a request: the served model decodes and prepares them
 the best labels with their probabilities, and which branches ran. One that cannot be read, or that the server
 refuses, does not stop the others: it is named at the end, and the exit status is 1.
 
-Needs absl-py, and httpx or grpcio and protobuf: no TensorFlow, no numpy. In Python both clients take all that
-the signatures take (`serving/signatures.py`), a threshold for each image among it:
+Needs absl-py, and httpx or grpcio and protobuf; tqdm for a bar on a terminal; no TensorFlow, no numpy. In
+Python both clients take all that the signatures take (`serving/signatures.py`), a threshold for each image
+among it:
 
     with RestClient("http://localhost:8501/v1/models/digits") as client:
         answer = client.predict({"images": images, "tau": np.full(len(images), 0.2)}, "with_tau")
