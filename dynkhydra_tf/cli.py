@@ -11,7 +11,7 @@ from dynkhydra_tf import flags as dynkhydra_flags
 from dynkhydra_tf.caches import provide_home
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked
-from dynkhydra_tf.import_hooks import around_import, as_if_missing
+from dynkhydra_tf.import_hooks import around_import, as_if_missing, uncollected
 from dynkhydra_tf.quiet import quietly
 
 # What Keras imports where it is there, for data frames, its wrappers and its galleries: a fifth of a start.
@@ -46,6 +46,8 @@ def run(
             stream.reconfigure(errors="backslashreplace")
     provide_home()
     around_import("tensorflow", quietly)
+    around_import("tensorflow", uncollected)  # a fifth of a start
+    around_import("tensorflow", lambda: as_if_missing("scipy"))  # for its own old Keras
     around_import("keras", lambda: as_if_missing(*NOT_FOR_COMMANDS))
     values = dynkhydra_flags.FlagValues()
     dynkhydra_flags.define(values, options)

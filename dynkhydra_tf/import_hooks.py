@@ -1,6 +1,7 @@
 """Around the import of a package, without importing it: a context, and what it would import beside itself."""
 
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import sys
@@ -80,3 +81,20 @@ def as_if_missing(*names: str) -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, name) is None:
                 del sys.modules[name]
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the block Python does not look for cycles of objects that nobody holds, and what is there at its
+    end is left out of each later search.
+
+    An import makes objects that stay (TensorFlow's some 700,000), and each search looks at many of them anew.
+    """
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.freeze()
+            gc.enable()
