@@ -17,6 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf.memory import keep_freed_memory
+
 STRATEGIES = ("none", "mirrored", "workers")
 
 # === For a command: which devices ===
@@ -31,6 +33,7 @@ def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         named = ", ".join(device.name.removeprefix("/device:") for device in devices)
         print(f"--distribute=mirrored: {named}{'' if devices[1:] else ', which is as without it'}")
+        keep_freed_memory()
         return _mirrored(tuple(device.name for device in devices))
     return None
 

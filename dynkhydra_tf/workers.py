@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.memory import keep_freed_memory
 from dynkhydra_tf.tf_config import Cluster, port_of, read_cluster
 
 if TYPE_CHECKING:
@@ -275,7 +276,9 @@ def _strategy():
         def reduce(self, reduce_op, value, axis):
             return tf.reduce_mean(self.experimental_local_results(value)[0], axis)
 
-    return Strategy()
+    made = Strategy()  # before any op of this process
+    keep_freed_memory()
+    return made
 
 
 def wait_for_all(cluster: Cluster, seconds: float) -> None:
