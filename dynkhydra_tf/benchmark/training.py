@@ -27,9 +27,6 @@ from dynkhydra_tf.tables import number
 
 ACTIVE = 2.5  # of a trained CIFAR-100 network at tau 0.08
 DENSE_ROUNDS = 3  # a dense step takes seconds
-# TensorFlow takes each op of a new graph for an expensive one, which another thread should do, until some 90
-# runs have shown that it is not: a step of thousands of small ops is slower before.
-STEPS_FIRST = 100
 
 
 def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_rounds: int) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def measure(depth: int, num_branches: int, batch_size: int, rounds: int, dense_r
         found[f"{routing}_first_step_s"] = time.perf_counter() - start
         for part in ("stem", "gater", "branches", "combiner"):
             getattr(model, part).set_weights(getattr(source, part).get_weights())
-        for _ in range(STEPS_FIRST if routing == "routed" else 3):
+        for _ in range(3):
             logs = step(iter([batch]))
         found[f"{routing}_peak_mb"] = peak_mb()
         steps[routing] = functools.partial(_step, step, batch)

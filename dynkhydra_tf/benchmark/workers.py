@@ -34,6 +34,9 @@ from dynkhydra_tf.launch import environment_of, free_addresses, send
 from dynkhydra_tf.tables import table
 
 PLACE = "DYNKHYDRA_BENCHMARK_WORKER"  # in the environment of the processes that train: which one it is
+# TensorFlow takes each op of a new graph for an expensive one, which other threads should do, until some 90
+# runs have shown that it is not: a step of thousands of small ops is slower before.
+STEPS_FIRST = 100
 TOP_K = 4  # the paper's
 
 
@@ -165,7 +168,6 @@ def _train(options: Options, index: int, count: int, distributed: bool) -> None:
     from dynkhydra_tf import distribution
     from dynkhydra_tf.averaging import build_optimizer
     from dynkhydra_tf.backbones import ResNet
-    from dynkhydra_tf.benchmark.training import STEPS_FIRST
     from dynkhydra_tf.hydra import Hydra
     from dynkhydra_tf.optimisation import SGD
     from dynkhydra_tf.workers import open_workers
