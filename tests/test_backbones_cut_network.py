@@ -149,13 +149,18 @@ def test_each_way_through_it_is_the_network(network, models):
     )
 
 
-def test_it_is_saved_without_the_file_and_served_with_all_folded(models, tmp_path):
-    models[0].save(tmp_path / "model.keras")
+@pytest.mark.parametrize("lean", [False, True], ids=["usual", "gater of blocks, combiner that pools"])
+def test_it_is_saved_without_the_file_and_served_with_all_folded(opened, models, lean, tmp_path):
+    model = models[0]
+    if lean:
+        model = Hydra(opened.cut(gater_width=0.5), (0, 1, 1), top_k=2, tau=0.0, combiner_conv=False)
+        model.set_first_weights(opened.give())
+    model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    assert again.backbone == models[0].backbone
+    assert again.backbone == model.backbone and again.combiner_conv == model.combiner_conv
     graph = InferenceGraph(again)
     served = tf.function(lambda images: graph.classify(graph.gating(images, 0.0)), autograph=False)
-    expected = tf.nn.softmax(models[0](IMAGES)["logits"])
+    expected = tf.nn.softmax(model(IMAGES)["logits"])
     np.testing.assert_allclose(served(tf.constant(IMAGES)), expected, atol=1e-5)
     assert "Rsqrt" not in str(served.get_concrete_function(tf.constant(IMAGES)).graph.as_graph_def())
 
