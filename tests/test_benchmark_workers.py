@@ -24,11 +24,13 @@ for line in sys.stdin:
 def answering(*numbers):
     command = [sys.executable, "-I", "-S", "-c", ANSWER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with contextlib.ExitStack() as ended:
-        yield [
-            ended.enter_context(subprocess.Popen([*command, str(images), str(own)], **pipes))
-            for images, own in numbers
-        ]
+    processes = [subprocess.Popen([*command, str(images), str(own)], **pipes) for images, own in numbers]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_images_of_all_processes_count_and_of_the_rest_the_mean():
