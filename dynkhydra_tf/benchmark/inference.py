@@ -40,6 +40,7 @@ def run_job(
     seconds: float,
     requests: int | None = None,
     onednn: str = "default",
+    loads: int = 1,
 ) -> dict[str, Any]:
     """Runs `runner.py` on exports and returns its result; see there.
 
@@ -51,6 +52,7 @@ def run_job(
         seconds: at least so long for each batch size.
         requests: how many batches of each size; None for as many as 64 images make, at least 2.
         onednn: of `ONEDNN`; a process of its own has each.
+        loads: how often each export is loaded, where that is timed.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -62,6 +64,7 @@ def run_job(
             "threads": threads,
             "seconds": seconds,
             "requests": requests,
+            "loads": loads,
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(
@@ -302,11 +305,11 @@ def growth(
         models[f"d={depth} nb={branches}"] = path
     results = []
     for told in onednn:
-        together = run_job(models, images, [1, 64], 1, seconds, onednn=told)
+        together = run_job(models, images, [1, 64], 1, seconds, onednn=told, loads=3)
         rows = [["d", "nb", "ms at batch 1", "CPU", "at 64", "CPU", "load ms"]]
         rows[0] += ["graph KB", "weights MB", "process MB"]
         for (depth, branches), (name, path) in zip(sizes, models.items(), strict=True):
-            alone = run_job({name: path}, images, [], 1, 0, onednn=told)
+            alone = run_job({name: path}, images, [], 1, 0, onednn=told, loads=3)
             times = {
                 str(size): summarise(together["times_ms"][size], name, together["cpu_ms"][size])[name]
                 for size in (1, 64)

@@ -4,10 +4,10 @@
 
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
-at least 2}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth},
-"times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64
-images}}. In place of a directory there may be a .onnx file, which ONNX Runtime answers, or a .torch file, see
-`pytorch.py`.
+at least 2, "loads": how often each is loaded}. Its result: {"load_ms": {name: [ms, ...]},
+"memory_mb": {name: growth}, "times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name:
+outputs for the first 64 images}}. In place of a directory there may be a .onnx file, which ONNX Runtime
+answers, or a .torch file, see `pytorch.py`.
 
 All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
 down for a while slows all alike.
@@ -88,21 +88,21 @@ def open_model(native: ModuleType, path: str, threads: int) -> Any:
 
 
 def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
-    """Loads each model three times; returns the last ones, load times in ms and growth of memory in MB."""
+    """Loads each model `loads` times; returns the last ones, load times in ms and growth of memory in MB."""
     load_ms: dict[str, list[float]] = {name: [] for name in job["models"]}
     models, memory_mb = {}, {}
     first, _ = next(iter(job["models"].values()))
     open_model(native, first, job["threads"]).close()  # starts the runtime
-    for turn in range(3):
+    for left in reversed(range(job["loads"])):
         for name, (directory, signature) in job["models"].items():
             before, start = rss_mb(), time.perf_counter()
             model = open_model(native, directory, job["threads"])
             load_ms[name].append((time.perf_counter() - start) * 1e3)
-            if turn == 2:
+            if left:
+                model.close()
+            else:
                 model.run({"images": job["images"][:1]}, signature)
                 memory_mb[name], models[name] = rss_mb() - before, model
-            else:
-                model.close()
     return models, load_ms, memory_mb
 
 
