@@ -13,6 +13,7 @@ from dynkhydra_tf.data import ImageData
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.folding import fold
 from dynkhydra_tf.hydra import Hydra
+from dynkhydra_tf.memory import keep_freed_memory
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import class_changes, open_trained
 
@@ -70,6 +71,7 @@ class Teacher:
         ask = tf.function(self.logits, reduce_retracing=True)
         said = [ask(images).numpy() for images, _ in batches]
         spec = tf.TensorSpec((None, self.num_classes), tf.float32)
+        keep_freed_memory()  # the training goes on beside this
         logits = tf.data.Dataset.from_generator(lambda: iter(said), output_signature=spec)
         logits = logits.apply(tf.data.experimental.assert_cardinality(len(said)))
         both = tf.data.Dataset.zip(batches, logits)

@@ -182,7 +182,7 @@ def main(options: Options) -> None:
     if isinstance(model, Plain):
         costs = plain_costs(model.backbone, model.num_classes)
         card = plain_card(served.name, model, served.class_names, costs, trained)
-        served = dataclasses.replace(served, card=card)
+        served = dataclasses.replace(served, card=card, costs=costs)
     else:
         costs = hydra_costs(model)
         rows, split, evaluation, images = _tau_table(run, model, costs["flops"], options)
@@ -197,6 +197,7 @@ def main(options: Options) -> None:
             served,
             tau=choice.tau,
             card=card,
+            costs=costs,
             tau_rows=rows,
             images=images,
             validation=evaluation and _histograms(evaluation, model, choice.tau, served.class_names),

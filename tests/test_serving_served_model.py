@@ -62,3 +62,5 @@ def test_most_images_follow_from_what_one_costs(make_hydra, monkeypatch):
     plain = Plain(TinyBackbone(), 6)
     monkeypatch.setattr(served_model, "MOST_FLOPS", 2 * plain_costs(TinyBackbone(), 6)["flops"])
     assert to_serve(plain).largest_batch == 2
+    # Costs that are known already are not counted again.
+    assert to_serve(plain, costs={"flops": plain_costs(TinyBackbone(), 6)["flops"] // 2}).largest_batch == 4

@@ -47,6 +47,7 @@ class ServedModel:
             measured on, to be timed; validation: what the model did on all of them, see `drift`. For a
             SavedModel of a Hydra, where the data are there.
         samples: images to quantise and to check with, which int8 needs.
+        costs: `hydra_costs` or `plain_costs` of the model; None: counted where they are needed.
 
     Raises:
         UserError: a name, a number of top classes or of images that cannot be served.
@@ -69,6 +70,7 @@ class ServedModel:
     images: Union["np.ndarray", None] = None
     validation: Histograms | None = None
     samples: Union["Samples", None] = None
+    costs: Mapping | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -139,8 +141,9 @@ class ServedModel:
         from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 
         if self.tau is None:
-            return plain_costs(self.model.backbone, self.model.num_classes)["flops"]
-        return inference_flops(hydra_costs(self.model)["flops"], self.model.top_k)
+            costs = self.costs or plain_costs(self.model.backbone, self.model.num_classes)
+            return costs["flops"]
+        return inference_flops((self.costs or hydra_costs(self.model))["flops"], self.model.top_k)
 
     @property
     def sizes(self) -> Sequence[int]:
