@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-from dynkhydra_tf import keras_mends, registration
+from dynkhydra_tf import depthwise, keras_mends, registration
 
 # TensorFlow turns oneDNN on by itself only on some processors; where it does not, a training step
 # took 1.4 to 2 times as long. It reads this once, when it is first imported.
@@ -16,6 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 registration.register_with_keras()
 keras_mends.mend_keras()
+depthwise.mend_gradient()
 
 if TYPE_CHECKING:
     from dynkhydra_tf.backbones import BACKBONES, Backbone, DenseNet, ResNet, ResSep
