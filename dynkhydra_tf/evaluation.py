@@ -173,6 +173,8 @@ def _write_most_wrong(predictions, data, split, output):
     """Draws the images that were most wrong; returns a row for each, the worst first."""
     import tensorflow as tf
 
+    from dynkhydra_tf.tuning import untuned
+
     numbers = predictions.most_wrong(MOST_WRONG)
     rows = [
         {
@@ -186,7 +188,7 @@ def _write_most_wrong(predictions, data, split, output):
     path = output / EvaluationFile.MOST_WRONG
     path.unlink(missing_ok=True)  # that of an evaluation before, where this one has none
     if rows:
-        examples = tf.data.Dataset.from_tensor_slices(numbers).map(data.fetch(split))
+        examples = tf.data.Dataset.from_tensor_slices(numbers).apply(untuned).map(data.fetch(split))
         figures.save_most_wrong([image for image, _ in examples.as_numpy_iterator()], rows, path)
     return rows
 

@@ -38,6 +38,7 @@ from dynkhydra_tf.files import check_writable, is_written_as, readable, replacin
 from dynkhydra_tf.folding import constants_of, fold
 from dynkhydra_tf.image_classifier import ImageClassifier
 from dynkhydra_tf.meter import Meter
+from dynkhydra_tf.tuning import untuned
 
 HEADER = 4096  # bytes
 FORMAT = 1
@@ -120,8 +121,8 @@ class MapData:
 
     def examples(self, split: str) -> tf.data.Dataset:
         """The images as they are: (map (*map_shape) float16, label () int32) in their order."""
-        examples = tf.data.Dataset.range(self.sizes[split]).map(self.fetch(split))
-        return examples.map(lambda views, label: (views[0], label))
+        examples = tf.data.Dataset.range(self.sizes[split]).apply(untuned)
+        return examples.map(self.fetch(split)).map(lambda views, label: (views[0], label))
 
 
 def draw_view(

@@ -24,6 +24,7 @@ SMALL = (
 
 @pytest.fixture
 def network(tmp_path):
+    keras.utils.set_random_seed(0)
     x = inputs = keras.Input((None, None, 3))
     for name, filters in (("block1", 4), ("block2", 8)):
         x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"{name}_conv")(x)

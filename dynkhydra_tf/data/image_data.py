@@ -15,6 +15,7 @@ import tensorflow as tf
 from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.data.sources.base import Source
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.tuning import untuned
 
 CACHES = ("auto", "memory", "none")
 # Up to so many bytes of decoded images "auto" holds in memory; loading them takes twice as much for a moment.
@@ -95,7 +96,7 @@ class ImageData:
             UserError: an unknown split, or one without images.
         """
         source_split, wanted = self._in_source(split)
-        examples = self.source.read(source_split, wanted)
+        examples = self.source.read(source_split, wanted).apply(untuned)
         examples = examples.map(self._prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return examples.apply(tf.data.experimental.assert_cardinality(self.sizes[split]))
 

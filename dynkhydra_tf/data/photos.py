@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from dynkhydra_tf.data.decoding import decode_picture
 from dynkhydra_tf.data.preprocessing import preprocess
+from dynkhydra_tf.tuning import untuned
 
 FEW = 4  # photos that are sooner decoded one after the other than a pipeline is made
 
@@ -33,7 +34,7 @@ def photo_batches(
         return index, preprocess(decode_picture(tf.io.read_file(path)), image_size, fit)
 
     files = (tf.range(len(paths)), tf.constant([os.fsencode(path) for path in paths], tf.string))
-    photos = tf.data.Dataset.from_tensor_slices(files)
+    photos = tf.data.Dataset.from_tensor_slices(files).apply(untuned)
     photos = photos.map(prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
     return photos.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from dynkhydra_tf.data.image_data import ImageData
 from dynkhydra_tf.data.mixup import mix
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.tuning import untuned
 
 LOADED_AT_ONCE = 256  # images
 
@@ -100,7 +101,7 @@ def training_batches(
         images = augment(images, tf.random.fold_in(augment_seed, step), *told, **place)
         return mix(images, labels, tf.random.fold_in(mix_seed, step), mixup) if mixup else (images, labels)
 
-    batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches)
+    batches = tf.data.Dataset.range(first_epoch, epochs).apply(untuned).flat_map(epoch_batches)
     batches = _read(data, split, batches, mine.stop - mine.start)
     last_step = max(epochs * steps, initial_step)
     batches = tf.data.Dataset.zip(tf.data.Dataset.range(initial_step, last_step), batches)
@@ -144,7 +145,7 @@ def evaluation_batches(data: ImageData, split: str, batch_size: int) -> tf.data.
     if not data.in_memory:
         return data.examples(split).batch(batch_size).prefetch(tf.data.AUTOTUNE)
     # Not cache(): Keras looks at the first batch before it iterates, and a cache broken off complains.
-    examples = tf.data.Dataset.from_tensor_slices(_in_memory(data, split))
+    examples = tf.data.Dataset.from_tensor_slices(_in_memory(data, split)).apply(untuned)
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
@@ -158,9 +159,8 @@ def some_images(data: ImageData, split: str, count: int) -> tuple[np.ndarray, np
     """
     size = data.sizes[split]
     places = np.linspace(0, size - 1, min(count, size)).astype(np.int64)
-    fetched = tf.data.Dataset.from_tensor_slices(places).map(
-        data.fetch(split), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    fetched = tf.data.Dataset.from_tensor_slices(places).apply(untuned)
+    fetched = fetched.map(data.fetch(split), num_parallel_calls=tf.data.AUTOTUNE)
     images, labels = fetched.batch(len(places)).get_single_element()
     return images.numpy(), labels.numpy()
 

@@ -18,6 +18,7 @@ from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.meter import Meter
 from dynkhydra_tf.partition.extractors import Extractor
+from dynkhydra_tf.tuning import untuned
 from dynkhydra_tf.workers import ALONE, Workers
 
 
@@ -133,7 +134,7 @@ def _part_of_examples(data, images_per_class, workers):
         places = (np.flatnonzero(labels == number) for number in range(len(data.class_names)))
         indices = np.concatenate([each[:images_per_class] for each in places])
     indices = indices[workers.index :: workers.count]
-    examples = tf.data.Dataset.from_tensor_slices(indices)
+    examples = tf.data.Dataset.from_tensor_slices(indices).apply(untuned)
     fetch = data.fetch("train")
     return examples.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True), len(indices)
 

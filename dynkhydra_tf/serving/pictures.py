@@ -17,6 +17,7 @@ from dynkhydra_tf.data.decoding import DAMAGED, decode_still
 from dynkhydra_tf.data.headers import MAX_SIDE, read_header
 from dynkhydra_tf.data.preprocessing import preprocess
 from dynkhydra_tf.serving.connection import SEND_ALONE
+from dynkhydra_tf.tuning import untuned
 
 # A sound file of one black pixel.
 BLACK = (
@@ -78,9 +79,8 @@ def _each(function: Callable, places: tf.Tensor, last: tf.Tensor) -> tuple[Any, 
         What it returns for each file, the sound one too, (B + 1, ...); (B + 1) bool, where it was asked for
         and did not raise, False for the sound one.
     """
-    done = tf.data.Dataset.from_tensor_slices(places).map(
-        lambda place: (place, function(place)), num_parallel_calls=AT_ONCE
-    )
+    done = tf.data.Dataset.from_tensor_slices(places).apply(untuned)
+    done = done.map(lambda place: (place, function(place)), num_parallel_calls=AT_ONCE)
     came, values = done.ignore_errors().batch(last + 1).get_single_element()
     sound = tf.size(came) - 1
     found = tf.tensor_scatter_nd_update(tf.fill([last + 1], sound), came[:, tf.newaxis], tf.range(sound + 1))

@@ -18,6 +18,7 @@ from absl import logging
 from dynkhydra_tf.caches import user_cache_dir, write_cache
 from dynkhydra_tf.data.decoding import decode_picture, why_unreadable
 from dynkhydra_tf.files import readable
+from dynkhydra_tf.tuning import untuned
 
 BAD = -1  # in place of a file's hash
 # Another one whenever `decode_picture` comes to read other files: what was found before no longer holds then.
@@ -102,7 +103,7 @@ def _hashes(root, paths, present):
 
     indices = np.flatnonzero(present)
     files = tf.data.Dataset.from_tensor_slices((indices, tf.constant(paths[indices].tolist(), tf.string)))
-    files = files.map(look, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors().batch(256)
+    files = files.apply(untuned).map(look, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors().batch(256)
     print(f"Looking at {len(paths)} files in {readable(root)}", flush=True)
     bar = keras.utils.Progbar(len(paths), unit_name="file")
     for some, values, _ in files:
