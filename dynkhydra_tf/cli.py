@@ -45,10 +45,7 @@ def run(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     provide_home()
-    around_import("tensorflow", quietly)
-    around_import("tensorflow", uncollected)  # a fifth of a start
-    around_import("tensorflow", lambda: as_if_missing("scipy"))  # for its own old Keras
-    around_import("keras", lambda: as_if_missing(*NOT_FOR_COMMANDS))
+    prepare_imports()
     values = dynkhydra_flags.FlagValues()
     dynkhydra_flags.define(values, options)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -77,6 +74,14 @@ def run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def prepare_imports() -> None:
+    """Has TensorFlow and Keras imported without their noise and without what a command can do without."""
+    around_import("tensorflow", quietly)
+    around_import("tensorflow", uncollected)  # a fifth of a start
+    around_import("tensorflow", lambda: as_if_missing("scipy"))  # for its own old Keras
+    around_import("keras", lambda: as_if_missing(*NOT_FOR_COMMANDS))
 
 
 def _leave_if_nobody_reads():

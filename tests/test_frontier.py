@@ -75,7 +75,7 @@ def test_from_the_command_to_the_page(folder, capsys, monkeypatch):
     before = (folder / "out" / "plain-0.5" / "model.keras").stat().st_mtime
     run(folder, "--budget_ms=0.0001")
     text = capsys.readouterr().out
-    assert "[2/3] plain, width 0.5, seed 0, is trained: " in text and "[3/3] Hydra, seed 0, goes on: " in text
+    assert "[1/3] Hydra, seed 0, goes on: " in text and "[2/3] plain, width 0.5, seed 0, is trained: " in text
     assert (folder / "out" / "plain-0.5" / "model.keras").stat().st_mtime == before
     assert "Recommended: none, nothing answers within 0.0001 ms; the fastest is" in text
 

@@ -12,7 +12,9 @@ configs/folder_frontier.cfg. Writes frontier.json, frontier.png, frontier.html.
 """
 
 import dataclasses
+import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ from dynkhydra_tf.files import check_writable
 from dynkhydra_tf.runs import RunDirectory
 
 CONFIG = "--flagfile=configs/folder_frontier.cfg"
+TIMED = 64  # images, at batch 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Options(Checked):
         1.0, "Without a budget: how many points below the best the recommended one may lie.", least=0
     )
     taus: tuple[float, ...] = setting(
-        (0.0, 0.1, 0.3, 0.5, 0.8), "Thresholds of the Hydra, besides its own.", least=0, below=1
+        (0.0, 0.2, 0.5), "Thresholds of the Hydra, besides its own.", least=0, below=1
     )
     seeds: tuple[int, ...] = setting((), "Each network once with each of these; default: --seed.", least=0)
     seconds: float = setting(5.0, "Time at least so long, and five rounds.", least=0)
@@ -62,11 +65,13 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
     from dynkhydra_tf import train
     from dynkhydra_tf.backbones.pretrained import open_network
     from dynkhydra_tf.benchmark.environment import describe
+    from dynkhydra_tf.benchmark.timing import timed_images
     from dynkhydra_tf.data import open_data
     from dynkhydra_tf.frontier import report
+    from dynkhydra_tf.frontier.beside import process_beside, result_of
     from dynkhydra_tf.frontier.candidates import candidates, that_fit
     from dynkhydra_tf.frontier.choice import recommend, sureness, verdict
-    from dynkhydra_tf.frontier.measure import measure
+    from dynkhydra_tf.frontier.measure import measure, prepare
     from dynkhydra_tf.frozen_maps import check_cache
     from dynkhydra_tf.sizing import fill_in
 
@@ -85,25 +90,32 @@ def main(options: Options, train_flags: Sequence[str]) -> None:
             "The choice is made on images held out from training, and there are none: give a larger "
             f"--validation_fraction. Received: {settings.data.validation_fraction}"
         )
-    runs = [(candidate.name, run) for candidate in tried for run in candidate.runs]
-    for _, run in runs:
+    runs = [run for candidate in tried for run in candidate.runs]
+    for run in runs:
         with RunDirectory.open(run):
             pass
+    images = timed_images(data, 1, TIMED)
 
-    # === Train what is not trained yet ===
-    for number, (name, run) in enumerate(runs, 1):
-        with RunDirectory.open(run) as made:
-            state = "is trained" if made.finished else "goes on" if made.continued else "is trained now"
-            print(
-                f"\n[{number}/{len(runs)}] {name}, seed {run.optimisation.seed}, {state}: {made.path}",
-                flush=True,
-            )
-            if not made.finished:
-                train.train(run, made)
+    # === Train what is not trained yet; meanwhile, what is trained is exported ===
+    number, networks = 0, {}
+    with tempfile.TemporaryDirectory() as folder, process_beside() as beside:
+        for candidate in reversed(tried):  # what takes longest comes first: its export is done when all are
+            for run in candidate.runs:
+                number += 1
+                with RunDirectory.open(run) as made:
+                    state = (
+                        "is trained" if made.finished else "goes on" if made.continued else "is trained now"
+                    )
+                    place = f"[{number}/{len(runs)}] {candidate.name}, seed {run.optimisation.seed}"
+                    print(f"\n{place}, {state}: {made.path}", flush=True)
+                    if not made.finished:
+                        train.train(run, made)
+            export = os.path.join(folder, str(number))
+            networks[candidate.name] = beside.submit(prepare, candidate, options.taus, images, export)
 
-    # === Measure, choose ===
-    print("\nAccuracy and time of all ...", flush=True)
-    points = measure(tried, data, options.taus, options.seconds)
+        # === Measure, choose ===
+        print("\nAccuracy and time of all ...", flush=True)
+        points = measure([result_of(networks[each.name]) for each in tried], images, options.seconds)
     choice = recommend(points, options.budget_ms, options.margin / 100)
     name = pathlib.Path(settings.run_dir).name
     found = {

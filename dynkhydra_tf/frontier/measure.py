@@ -1,18 +1,17 @@
 """The trained networks, measured: accuracy on the images held out and on the test images, time as served."""
 
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from dynkhydra_tf.accuracy import evaluate
 from dynkhydra_tf.benchmark import timing
 from dynkhydra_tf.benchmark.subjects import export_at
 from dynkhydra_tf.costs import hydra_costs
-from dynkhydra_tf.data import ImageData, evaluation_batches
+from dynkhydra_tf.data import evaluation_batches, open_data
 from dynkhydra_tf.frontier.candidates import Candidate
 from dynkhydra_tf.frontier.choice import Point, point_name, wilson_interval
 from dynkhydra_tf.frozen_maps import Views, cached_maps
@@ -20,18 +19,55 @@ from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.runs import FinishedRun
 
 SPLITS = {"validation": "validation_top1", "test": "top1"}
-IMAGES = 64  # timed at batch 1
 
 
-def measure(
-    tried: Sequence[Candidate], data: ImageData, taus: Sequence[float], seconds: float
-) -> list[Point]:
-    """Measures networks whose runs have finished.
+class Measured(NamedTuple):
+    """A network, but for its times.
+
+    Attributes:
+        points: a `Point` for each threshold, of a plain network one.
+        subjects: its exports, to be timed, in the same order.
+    """
+
+    points: list[Point]
+    subjects: list[timing.Subject]
+
+
+def prepare(candidate: Candidate, taus: Sequence[float], images: np.ndarray, directory: str) -> Measured:
+    """Finds the accuracy of a network whose runs have finished, and exports it.
 
     Args:
-        tried: the networks.
-        data: with images held out and test images.
+        candidate: the network.
         taus: thresholds of a Hydra, beside its own.
+        images: (n, S, S, 3) uint8, those that are timed.
+        directory: where to export the first seed's network to.
+
+    Raises:
+        UserError: a run without a model, or of other images.
+    """
+    keras.backend.clear_session()
+    settings = candidate.runs[0]
+    data = open_data(settings.data, settings.place.cache_dir)
+    by_seed, timed = [], {}
+    for settings in candidate.runs:
+        run = FinishedRun.open(settings.run_dir)
+        model = run.load_model()
+        run.check_data(data)
+        branched = isinstance(model, Hydra)
+        by_seed.append(_accuracies(settings, model, data, taus) if branched else {None: _told(run)})
+        if not timed:
+            names = export_at(model, directory, sorted(by_seed[0]) if branched else [None])
+            timed = timing.subjects_of(model, {tau: (directory, name) for tau, name in names.items()}, images)
+    points = [_point(candidate, tau, [rows[tau] for rows in by_seed], data.sizes["test"]) for tau in timed]
+    return Measured(points, list(timed.values()))
+
+
+def measure(networks: Sequence[Measured], images: np.ndarray, seconds: float) -> list[Point]:
+    """Times networks as they are served.
+
+    Args:
+        networks: what `prepare` returns of each.
+        images: those that it was given.
         seconds: to time at least so long, all together.
 
     Returns:
@@ -41,46 +77,16 @@ def measure(
         deviation of top1 over the seeds; None of one), and of an image in ms: ms, ms_low, ms_high, cpu_ms.
 
     Raises:
-        UserError: a run without a model, or an export that answers otherwise than its model.
+        UserError: an export that answers otherwise than its model.
     """
-    points: list[Point] = []
-    images = timing.timed_images(data, 1, IMAGES)
-    subjects: dict[str, timing.Subject] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number, candidate in enumerate(tried):
-            keras.backend.clear_session()
-            by_seed = []
-            for seed, settings in enumerate(candidate.runs):
-                run = FinishedRun.open(settings.run_dir)
-                model = run.load_model()
-                run.check_data(data)
-                if isinstance(model, Hydra):
-                    by_seed.append(_accuracies(model, _inputs(settings, model, data), taus))
-                else:
-                    by_seed.append({None: _told(run)})
-                if seed == 0:
-                    place = os.path.join(folder, str(number))
-                    names = export_at(
-                        model, place, sorted(by_seed[0]) if isinstance(model, Hydra) else [None]
-                    )
-                    places = {tau: (place, name) for tau, name in names.items()}
-                    timed = timing.subjects_of(model, places, images)
-            for tau, subject in timed.items():
-                point = _point(candidate, tau, [rows[tau] for rows in by_seed], data.sizes["test"])
-                subjects[point_name(point)] = subject
-                points.append(point)
-        times = timing.measure(subjects, images, 1, 1, seconds)
-    for point in points:
-        found = times[point_name(point)]
+    points = [point for network in networks for point in network.points]
+    subjects = [subject for network in networks for subject in network.subjects]
+    names = [point_name(point) for point in points]
+    times = timing.measure(dict(zip(names, subjects, strict=True)), images, 1, 1, seconds)
+    for name, point in zip(names, points, strict=True):
+        found = times[name]
         point |= {"ms": found["ms"], "ms_low": found["low"], "ms_high": found["high"], "cpu_ms": found["cpu"]}
     return points
-
-
-def _inputs(settings, model, data):
-    """The maps of what is frozen in place of the images, where the training had these."""
-    if not settings.network.trains_on_maps:
-        return data
-    return cached_maps(model, data, {split: Views() for split in SPLITS}, settings.place.cache_dir)
 
 
 def _told(run: FinishedRun) -> dict[str, Any]:
@@ -95,15 +101,14 @@ def _told(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _accuracies(model: Hydra, images: Any, taus: Sequence[float]) -> Mapping[float | None, dict]:
-    """{tau: a dict of `SPLITS`' values, active_branches and flops} of a Hydra.
-
-    `images` are an `ImageData` or a `MapData`.
-    """
-    found: dict[float | None, dict[str, Any]] = {}
+def _accuracies(settings, model, data, taus) -> Mapping[float, dict[str, Any]]:
+    """{tau: a dict of `SPLITS`' values, active_branches and flops} of a Hydra."""
+    if settings.network.trains_on_maps:
+        data = cached_maps(model, data, {split: Views() for split in SPLITS}, settings.place.cache_dir)
+    found: dict[float, dict[str, Any]] = {}
     costs_of_parts = hydra_costs(model)["flops"]
     for split, key in SPLITS.items():
-        rows = evaluate(model, evaluation_batches(images, split, 64), taus).tau_table(costs_of_parts)
+        rows = evaluate(model, evaluation_batches(data, split, 64), taus).tau_table(costs_of_parts)
         for row in rows:
             costs = {"active_branches": row["active_branches"], "flops": row["flops"]}
             found.setdefault(row["tau"], {}).update({key: row["top1"], **costs})
