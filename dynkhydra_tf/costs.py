@@ -125,12 +125,19 @@ def inference_parameters(parameters: Mapping[str, int]) -> int:
     return sum(parameters.values()) - parameters["heads"]
 
 
-def plain_costs(backbone: "Backbone", num_classes: int) -> dict[str, int]:
-    """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included."""
+def plain_costs(
+    backbone: "Backbone", num_classes: int, network: "keras.Layer | None" = None
+) -> dict[str, int]:
+    """Returns {"flops", "parameters"} of the plain network of the same depth, its classifier included.
+
+    Args:
+        backbone: `Backbone`. num_classes: M.
+        network: that network, where it is there; else it is built.
+    """
     from dynkhydra_tf.flop_count import count_flops
     from dynkhydra_tf.model_parts import make_plain
 
-    network, _ = _built(make_plain(backbone, num_classes), backbone.input_shape)
+    network = network or _built(make_plain(backbone, num_classes), backbone.input_shape)[0]
     return {"flops": count_flops(network, backbone.input_shape), "parameters": network.count_params()}
 
 

@@ -96,7 +96,9 @@ def main(options: Options) -> None:
     batches = evaluation_batches(data, options.split, options.batch_size)
     if isinstance(model, Plain):
         predictions, cluster_of_class = predict_plain(model, batches), None
-        results: dict[str, Any] = accuracies(predictions) | plain_costs(model.backbone, model.num_classes)
+        results: dict[str, Any] = accuracies(predictions) | plain_costs(
+            model.backbone, model.num_classes, model.network
+        )
         text, written = _plain_text(results), []
     else:
         evaluation = evaluate(model, batches, options.tau)

@@ -180,7 +180,7 @@ def main(options: Options) -> None:
     # === Which tau to serve with, and the model card ===
     trained = _trained(run, served.fit)
     if isinstance(model, Plain):
-        costs = plain_costs(model.backbone, model.num_classes)
+        costs = plain_costs(model.backbone, model.num_classes, model.network)
         card = plain_card(served.name, model, served.class_names, costs, trained)
         served = dataclasses.replace(served, card=card, costs=costs)
     else:

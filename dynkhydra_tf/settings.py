@@ -664,6 +664,13 @@ class PlaceSettings(Checked):
         role=Role.PLACE,
         path=True,
     )
+    checkpoint_every: int = setting(
+        1,
+        "Save a checkpoint after every so many epochs and after the last one; with --early_stopping, after "
+        "the best one so far, too. A signal to stop always saves one.",
+        role=Role.PLACE,
+        least=1,
+    )
     overwrite: bool = setting(False, "Start anew where the run directory holds a run.", role=Role.ACTION)
 
 

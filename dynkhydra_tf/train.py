@@ -196,13 +196,23 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
             last_step = round(distillation.distill_until * optimisation.epochs * steps)
             batches = teacher.beside_training(batches, stage.done, last_step)
             watched = teacher.beside_validation(watched)
-        patience, every = optimisation.early_stopping, optimisation.evaluate_every
         if settings.fits_classifier and stage.maps:
             start_classifier(model, run, stage)
             if network.freeze == "all":
                 break  # that was all there is to train
-        span = stage.end, steps, stage.done
-        fit(model, run, batches, watched, *span, patience=patience, evaluate_every=every, workers=workers)
+        fit(
+            model,
+            run,
+            batches,
+            watched,
+            stage.end,
+            steps,
+            stage.done,
+            patience=optimisation.early_stopping,
+            evaluate_every=optimisation.evaluate_every,
+            checkpoint_every=settings.place.checkpoint_every,
+            workers=workers,
+        )
     if optimisation.early_stopping:
         with distribution.scope(strategy):
             model = run.load_best()
@@ -213,7 +223,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
 
     # === Evaluate on the test split, count, write ===
     test = batches_to_test(settings, model, data)
-    plain = plain_costs(model.backbone, data.num_classes)
+    plain = plain_costs(model.backbone, data.num_classes, None if branched else model.network)
     if branched:
         results, costs = evaluate(model, test).at(model.tau), hydra_costs(model)
         flops = {

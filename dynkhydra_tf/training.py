@@ -25,11 +25,13 @@ class RunLog(keras.callbacks.Callback):
 
     Args:
         run: `RunDirectory`.
+        every: int, after how many epochs there is a checkpoint; after the last one there always is.
+        keep_best: bool, whether there is one after an epoch that is the best so far, too.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, every: int = 1, keep_best: bool = False) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.every, self.keep_best = run, every, keep_best
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -54,7 +56,10 @@ class RunLog(keras.callbacks.Callback):
             "learning_rate": last_learning_rate(self.model.optimizer),
         }
         self.run.append_metrics({**row, **{name: float(value) for name, value in logs.items()}})
-        self.run.save_checkpoint(self.model)
+        best = self.run.best_row() if self.keep_best else None
+        is_best = best is not None and int(best["epoch"]) == epoch + 1
+        if is_best or (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            self.run.save_checkpoint(self.model)
 
     def _check(self, loss):
         if not math.isfinite(loss):
@@ -113,8 +118,9 @@ class StopOnSignal(keras.callbacks.Callback):
             self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Leaves, if told to; `RunLog` has saved."""
+        """Saves and leaves, if told to."""
         if self._is_told():
+            self.run.save_checkpoint(self.model)
             self._leave()
 
     def _is_told(self):
@@ -180,6 +186,7 @@ def fit(
     verbose: bool = True,
     patience: int = 0,
     evaluate_every: int = 1,
+    checkpoint_every: int = 1,
     workers: Workers = ALONE,
 ) -> None:
     """Trains a compiled model from step `done` to the end of the last epoch.
@@ -195,6 +202,7 @@ def fit(
         verbose: bool, whether to tell how it goes.
         patience: int, see `EarlyStopping`.
         evaluate_every: int, after how many epochs; the last one is evaluated always.
+        checkpoint_every: int, likewise.
         workers: who trains it together; the chief keeps the log and tells how it goes.
 
     Raises:
@@ -209,7 +217,7 @@ def fit(
         number for number in range(1, epochs + 1) if number % evaluate_every == 0 or number == epochs
     ]
     with StopOnSignal(run, workers) as stop, Progress(epochs, steps_per_epoch) as progress:
-        callbacks = [ValidateAverages(), RunLog(run)]
+        callbacks = [ValidateAverages(), RunLog(run, checkpoint_every, keep_best=patience > 0)]
         if workers.is_chief:
             callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
         callbacks += [stop, *([progress] if verbose and workers.is_chief else []), early]

@@ -159,6 +159,52 @@ def test_epochs_that_are_evaluated(tmp_path):
     assert best == {8, 10, run.best_row()["step"]}
 
 
+@pytest.mark.parametrize("patience", [0, 5])
+def test_a_checkpoint_after_every_so_many_epochs_the_last_and_the_best(tmp_path, monkeypatch, patience):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    top1 = keras.metrics.SparseCategoricalAccuracy(name="top1")
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[top1], jit_compile=False)  # the first is the best
+    images, labels = np.ones((5, 1, 2), np.float32), np.ones((5, 1), int)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels))
+    saved, save = [], RunDirectory.save_checkpoint
+
+    def note(run, model):
+        saved.append(int(model.optimizer.iterations.numpy()))
+        save(run, model)
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", note)
+    with open_run(tmp_path) as run:
+        run.start()
+        fit(model, run, batches, batches, 5, 1, verbose=False, patience=patience, checkpoint_every=2)
+    assert saved == ([1] if patience else []) + [2, 4, 5]
+    kept = sorted(path.name for path in run.checkpoints.glob("*.keras"))
+    assert kept == [f"step-{step:08d}.keras" for step in ([1] if patience else []) + [4, 5]]
+
+
+def test_a_signal_at_the_end_of_an_epoch_without_a_checkpoint_saves_one(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"], jit_compile=False)
+    images, labels = np.ones((5, 1, 2), np.float32), np.ones((5, 1), int)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels))
+    append = RunDirectory.append_metrics
+
+    def append_and_signal(run, row):
+        append(run, row | {"val_top1": 0.0})
+        if row["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunDirectory, "append_metrics", append_and_signal)
+    with open_run(tmp_path) as run:
+        run.start()
+        with pytest.raises(SystemExit):
+            fit(model, run, batches, batches, 5, 1, verbose=False, checkpoint_every=10)
+        assert [path.name for path in run.checkpoints.glob("*.keras")] == ["step-00000003.keras"]
+        assert [row["epoch"] for row in run.metric_rows()] == [1, 2, 3]
+
+
 @pytest.mark.slow
 def test_early_stopping_ends_a_run_that_is_no_better_and_keeps_the_best_epoch(
     make_hydra, batch, tmp_path, capsys

@@ -97,7 +97,7 @@ def accuracy_rows(
     done = run.results_on(data.name, "test")
     if isinstance(model, Plain):
         results = done if "top1" in done else evaluate_plain(model, evaluation_batches(data, "test", 256))
-        flops = plain_costs(model.backbone, model.num_classes)["flops"]
+        flops = plain_costs(model.backbone, model.num_classes, model.network)["flops"]
         return [{"tau": None, "active_branches": None, "top1": results["top1"], "flops": flops}]
     by_tau = {row["tau"]: row for row in done.get("tau_table", [])}
     if not by_tau.keys() >= set(taus):
