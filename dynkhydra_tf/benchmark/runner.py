@@ -93,7 +93,8 @@ def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
     Where that is once, the signatures of one directory have it together.
     """
     load_ms: dict[str, list[float]] = {name: [] for name in job["models"]}
-    models, memory_mb, opened = {}, {}, {}
+    models, memory_mb = {}, {}
+    opened: dict[str, Any] = {}
     first, _ = next(iter(job["models"].values()))
     open_model(native, first, job["threads"]).close()  # starts the runtime
     for left in reversed(range(job["loads"])):

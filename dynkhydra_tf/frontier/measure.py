@@ -48,15 +48,18 @@ def prepare(candidate: Candidate, taus: Sequence[float], images: np.ndarray, dir
     keras.backend.clear_session()
     settings = candidate.runs[0]
     data = open_data(settings.data, settings.place.cache_dir)
-    by_seed, timed = [], {}
+    by_seed: list[Mapping[float | None, dict[str, Any]]] = []
+    timed: dict[float | None, timing.Subject] = {}
     for settings in candidate.runs:
         run = FinishedRun.open(settings.run_dir)
         model = run.load_model()
         run.check_data(data)
-        branched = isinstance(model, Hydra)
-        by_seed.append(_accuracies(settings, model, data, taus) if branched else {None: _told(run)})
+        found: Mapping[float | None, dict[str, Any]] = {None: _told(run)}
+        if isinstance(model, Hydra):
+            found = _accuracies(model, _inputs(settings, model, data), taus)
+        by_seed.append(found)
         if not timed:
-            names = export_at(model, directory, sorted(by_seed[0]) if branched else [None])
+            names = export_at(model, directory, list(found))
             timed = timing.subjects_of(model, {tau: (directory, name) for tau, name in names.items()}, images)
     points = [_point(candidate, tau, [rows[tau] for rows in by_seed], data.sizes["test"]) for tau in timed]
     return Measured(points, list(timed.values()))
@@ -101,14 +104,22 @@ def _told(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _accuracies(settings, model, data, taus) -> Mapping[float, dict[str, Any]]:
-    """{tau: a dict of `SPLITS`' values, active_branches and flops} of a Hydra."""
-    if settings.network.trains_on_maps:
-        data = cached_maps(model, data, {split: Views() for split in SPLITS}, settings.place.cache_dir)
-    found: dict[float, dict[str, Any]] = {}
+def _inputs(settings, model, data):
+    """The maps of what is frozen in place of the images, where the training had these."""
+    if not settings.network.trains_on_maps:
+        return data
+    return cached_maps(model, data, {split: Views() for split in SPLITS}, settings.place.cache_dir)
+
+
+def _accuracies(model: Hydra, images: Any, taus: Sequence[float]) -> dict[float | None, dict[str, Any]]:
+    """{tau: a dict of `SPLITS`' values, active_branches and flops} of a Hydra, the lowest first.
+
+    `images` are an `ImageData` or a `MapData`.
+    """
+    found: dict[float | None, dict[str, Any]] = {}
     costs_of_parts = hydra_costs(model)["flops"]
     for split, key in SPLITS.items():
-        rows = evaluate(model, evaluation_batches(data, split, 64), taus).tau_table(costs_of_parts)
+        rows = evaluate(model, evaluation_batches(images, split, 64), taus).tau_table(costs_of_parts)
         for row in rows:
             costs = {"active_branches": row["active_branches"], "flops": row["flops"]}
             found.setdefault(row["tau"], {}).update({key: row["top1"], **costs})
