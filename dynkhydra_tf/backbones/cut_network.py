@@ -10,6 +10,7 @@ pooled halfway through a network tells clusters apart badly.
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
@@ -103,8 +104,7 @@ class CutNetwork(Backbone):
         """Returns the network up to the cut."""
         layers = between(self._layers, self._layers[0]["name"], self.cut)
         made = self._build(layers, self.input_shape, "stem", dtype, frozen=self.frozen_stem)
-        # Known now: the parts behind it need not build another stem to learn it.
-        self.__dict__["map_shape"] = tuple(made.output.shape[1:])
+        self.remember_map_shape(made.output.shape[1:])
         return made
 
     def branch(self, dtype: DType = None) -> keras.Model:
@@ -157,6 +157,10 @@ class CutNetwork(Backbone):
         """(H, W, C) of the map at the cut."""
         self.stem()
         return self.__dict__["map_shape"]
+
+    def remember_map_shape(self, shape: Sequence[int]) -> None:
+        """Notes the `map_shape`, so that no stem is built to learn it."""
+        self.__dict__["map_shape"] = tuple(shape)  # where cached_property looks for it
 
     @property
     def _tail(self) -> Layers:

@@ -129,7 +129,7 @@ class OpenNetwork:
             gater_width=gater_width,
             gater_dropped=self._dropped(place, of_gater) if gater_width else (),
         )
-        made.__dict__["map_shape"] = self.shapes[place.layer]  # so that it builds no stem to learn it
+        made.remember_map_shape(self.shapes[place.layer])
         narrow = {"branch_width": made.branch_layers, "tail_width": made.tail_layers}
         narrow |= {"gater_tail_width": made.gater_layers} if gater_width else {}
         for name, parts in narrow.items():

@@ -66,9 +66,9 @@ class Cost(NamedTuple):
 def cost(model_dir: str, inputs: dict, signature: str) -> Cost:
     """Answers one request, after a sound one, and measures it."""
     # As the export's warm-up requests: the first request of a signature takes a quarter of a second.
-    first = {name: values[:1] for name, values in inputs.items()}
-    if "image_bytes" in inputs:  # the others: one that is refused, too
-        first = {name: np.repeat(values[:1], 2) for name, values in inputs.items()}
+    files = "image_bytes" in inputs
+    first = {name: np.repeat(values[:1], 1 + files, axis=0) for name, values in inputs.items()}
+    if files:  # one that is refused, too
         first["image_bytes"] = np.array([png(40, 30), b""], object)
     with native.SavedModel(model_dir) as model:
         for _ in range(3):
