@@ -1,7 +1,7 @@
 """The gradient of depthwise convolutions in half precision on a CPU, some ten times as fast as TensorFlow's.
 
 In bfloat16 oneDNN computes it fast for kernels of 3 x 3 pixels and stride 1. For the kernel's own gradient of
-larger kernels, and for the image's with a stride, TensorFlow falls back to loops that take 20 to 200 times
+larger kernels, and for the image's with a stride, TensorFlow falls back to loops that take 40 to 240 times
 the forward pass (docs/performance.md). Here a large kernel's gradient is put together from pieces of 3 x 3,
 and the image's with a stride is computed in float32. Float32 gains little by that and stays as it is.
 
