@@ -47,36 +47,32 @@ def gradient(
     """Returns the gradients of a depthwise convolution with respect to its images and its kernel.
 
     Args:
-        operation: `DepthwiseConv2dNative`, or what stands for it in eager mode: inputs, get_attr(name).
+        operation: `DepthwiseConv2dNative`, or what stands for it in eager mode, which does not tell what was
+            left at its default, and is not mended then: inputs, get_attr(name).
         grad: with respect to its output.
         original: TensorFlow's own way, taken for all that is not mended.
     """
     import tensorflow as tf
 
     images, kernel = operation.inputs
-    if not _is_mended(operation, images, kernel) or tf.config.list_physical_devices("GPU"):
-        return original(operation, grad)
-    stride = operation.get_attr("strides")[1]
-    padding = tf.compat.as_str(operation.get_attr("padding"))
-    return [
-        _image_gradient(images, kernel, grad, stride, padding),
-        _kernel_gradient(images, kernel, grad, stride, padding),
-    ]
-
-
-def _is_mended(operation, images, kernel):
-    """Whether it is half precision, of one output channel a channel, and its sizes are known."""
-    attributes = [operation.get_attr(name) for name in ("data_format", "padding", "dilations")]
-    data_format, padding = (value.decode() if isinstance(value, bytes) else value for value in attributes[:2])
-    return (
+    told = [operation.get_attr(name) for name in ("data_format", "padding")]
+    data_format, padding = (value.decode() if isinstance(value, bytes) else value for value in told)
+    is_mended = (
         images.dtype in ("bfloat16", "float16")
         and data_format == "NHWC"
         and padding in ("SAME", "VALID")
-        and list(attributes[2]) == [1, 1, 1, 1]
+        and list(operation.get_attr("dilations")) == [1, 1, 1, 1]
         and None not in images.shape[1:3]
         and None not in kernel.shape
         and kernel.shape[3] == 1
     )
+    if not is_mended or tf.config.list_physical_devices("GPU"):
+        return original(operation, grad)
+    stride = operation.get_attr("strides")[1]
+    return [
+        _image_gradient(images, kernel, grad, stride, padding),
+        _kernel_gradient(images, kernel, grad, stride, padding),
+    ]
 
 
 def _image_gradient(images, kernel, grad, stride, padding):
@@ -94,22 +90,20 @@ def _kernel_gradient(images, kernel, grad, stride, padding):
     """From pieces of at most `PIECE` x `PIECE`, each the gradient of a small kernel on shifted images."""
     import tensorflow as tf
 
-    sizes = kernel.shape[:2]
-    if padding == "SAME" and max(sizes) > PIECE:
+    sizes, strides = kernel.shape[:2], [1, stride, stride, 1]
+    if max(sizes) <= PIECE:
+        return tf.nn.depthwise_conv2d_backprop_filter(images, kernel.shape, grad, strides, padding)
+    if padding == "SAME":
         images = tf.pad(images, [(0, 0), *map(_same_padding, images.shape[1:3], sizes, [stride] * 2), (0, 0)])
-        padding = "VALID"
     # From there so many pixels belong to the small kernels at one place, for all outputs.
     reach = [(outputs - 1) * stride for outputs in (tf.shape(grad)[1], tf.shape(grad)[2])]
     rows = []
     for top, height, of_rows in _pieces(sizes[0]):
         row = []
         for left, width, of_columns in _pieces(sizes[1]):
-            under = images
-            if max(sizes) > PIECE:
-                under = images[:, top : top + reach[0] + height, left : left + reach[1] + width]
+            under = images[:, top : top + reach[0] + height, left : left + reach[1] + width]
             small = (height, width, kernel.shape[2], 1)
-            strides = [1, stride, stride, 1]
-            piece = tf.nn.depthwise_conv2d_backprop_filter(under, small, grad, strides, padding)
+            piece = tf.nn.depthwise_conv2d_backprop_filter(under, small, grad, strides, "VALID")
             row.append(piece[:of_rows, :of_columns])
         rows.append(tf.concat(row, axis=1))
     return tf.concat(rows, axis=0)

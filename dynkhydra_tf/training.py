@@ -4,6 +4,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -25,13 +26,15 @@ class RunLog(keras.callbacks.Callback):
 
     Args:
         run: `RunDirectory`.
-        every: int, after how many epochs there is a checkpoint; after the last one there always is.
+        saved: the epochs, from 1, after which there is a checkpoint; None: all.
         keep_best: bool, whether there is one after an epoch that is the best so far, too.
     """
 
-    def __init__(self, run: RunDirectory, every: int = 1, keep_best: bool = False) -> None:
+    def __init__(
+        self, run: RunDirectory, saved: Sequence[int] | None = None, keep_best: bool = False
+    ) -> None:
         super().__init__()
-        self.run, self.every, self.keep_best = run, every, keep_best
+        self.run, self.saved, self.keep_best = run, saved, keep_best
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -58,7 +61,7 @@ class RunLog(keras.callbacks.Callback):
         self.run.append_metrics({**row, **{name: float(value) for name, value in logs.items()}})
         best = self.run.best_row() if self.keep_best else None
         is_best = best is not None and int(best["epoch"]) == epoch + 1
-        if is_best or (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+        if is_best or self.saved is None or epoch + 1 in self.saved:
             self.run.save_checkpoint(self.model)
 
     def _check(self, loss):
@@ -213,11 +216,12 @@ def fit(
     # (first epoch, end, steps in each): a broken-off epoch has fewer steps than the others.
     stretches = [(epoch, epoch + 1, steps_per_epoch - step)] if step else []
     stretches.append((epoch + bool(step), epochs, steps_per_epoch))
-    evaluated = [
-        number for number in range(1, epochs + 1) if number % evaluate_every == 0 or number == epochs
-    ]
+
+    def after_every(count):
+        return [number for number in range(1, epochs + 1) if number % count == 0 or number == epochs]
+
     with StopOnSignal(run, workers) as stop, Progress(epochs, steps_per_epoch) as progress:
-        callbacks = [ValidateAverages(), RunLog(run, checkpoint_every, keep_best=patience > 0)]
+        callbacks = [ValidateAverages(), RunLog(run, after_every(checkpoint_every), keep_best=patience > 0)]
         if workers.is_chief:
             callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
         callbacks += [stop, *([progress] if verbose and workers.is_chief else []), early]
@@ -229,7 +233,7 @@ def fit(
                     epochs=end,
                     steps_per_epoch=steps,
                     validation_data=validation,
-                    validation_freq=evaluated,
+                    validation_freq=after_every(evaluate_every),
                     callbacks=callbacks,
                     shuffle=False,  # the pipeline does
                     verbose=0,

@@ -16,6 +16,7 @@ picture again, without the runs.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import statistics
@@ -152,31 +153,28 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
             if runtime == "onnx_int8"
             for place in places.values()
         }
-        for size, timed in images.items():
-            answered: dict[str, dict] = {}  # what Keras says, the same for each runtime
-            # Each in a process of its own: the first network after a change of runtime would pay for it.
-            for runtime in options.runtimes:
-                subjects, measured = {}, {}
-                for name in found:
-                    places = exported[runtime, name]
-                    if name not in answered:
-                        answered[name] = timing.subjects_of(models[name], places, timed)
-                    for row in found[name]:
-                        tau = row["tau"]
-                        key = f"{runtime}: {name}" + ("" if tau is None else f", tau {tau:g}")
-                        subject = answered[name][tau]._replace(place=places[tau])
-                        if subject.place in quantised:
-                            row, subject = (
-                                row | quantised[subject.place],
-                                subject._replace(probabilities=None),
-                            )
-                        subjects[key] = subject
-                        asked = {"runtime": runtime, "batch_size": size}
-                        measured[key] = asked | row | {"timed_active_branches": subject.active_branches}
-                times = timing.measure(
-                    subjects, timed, size, options.threads, options.seconds, options.onednn
-                )
-                rows += [row | times[key] for key, row in measured.items()]
+        # What Keras says is the same for each runtime.
+        answered = {
+            (size, name): timing.subjects_of(models[name], exported[options.runtimes[0], name], timed)
+            for size, timed in images.items()
+            for name in found
+        }
+        # Each runtime in a process of its own: the first network after a change of runtime would pay for it.
+        for (size, timed), runtime in itertools.product(images.items(), options.runtimes):
+            subjects, measured = {}, {}
+            for name in found:
+                places = exported[runtime, name]
+                for row in found[name]:
+                    tau = row["tau"]
+                    key = f"{runtime}: {name}" + ("" if tau is None else f", tau {tau:g}")
+                    subject = answered[size, name][tau]._replace(place=places[tau])
+                    if subject.place in quantised:
+                        row, subject = row | quantised[subject.place], subject._replace(probabilities=None)
+                    subjects[key] = subject
+                    asked = {"runtime": runtime, "batch_size": size}
+                    measured[key] = asked | row | {"timed_active_branches": subject.active_branches}
+            times = timing.measure(subjects, timed, size, options.threads, options.seconds, options.onednn)
+            rows += [row | times[key] for key, row in measured.items()]
     results = {
         "dataset": data.name,
         "threads": options.threads,

@@ -46,8 +46,8 @@ def prepare(candidate: Candidate, taus: Sequence[float], images: np.ndarray, dir
         UserError: a run without a model, or of other images.
     """
     keras.backend.clear_session()
-    settings = candidate.runs[0]
-    data = open_data(settings.data, settings.place.cache_dir)
+    first = candidate.runs[0]
+    data = open_data(first.data, first.place.cache_dir)
     by_seed: list[Mapping[float | None, dict[str, Any]]] = []
     timed: dict[float | None, timing.Subject] = {}
     for settings in candidate.runs:

@@ -141,8 +141,8 @@ class ServedModel:
         from dynkhydra_tf.costs import hydra_costs, inference_flops, plain_costs
 
         if self.tau is None:
-            costs = self.costs or plain_costs(self.model.backbone, self.model.num_classes)
-            return costs["flops"]
+            model = self.model
+            return (self.costs or plain_costs(model.backbone, model.num_classes, model.network))["flops"]
         return inference_flops((self.costs or hydra_costs(self.model))["flops"], self.model.top_k)
 
     @property
