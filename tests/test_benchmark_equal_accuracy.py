@@ -24,6 +24,17 @@ def kept(tmp_path):
     return copy
 
 
+def _again(path, run, **flags):
+    """Copies a run that is kept as `again`, with other values of some flags."""
+    shutil.copytree(path / run, path / "again")
+    file = path / "again" / "flags.cfg"
+    lines = file.read_text().splitlines()
+    for name, value in flags.items():
+        lines = [line for line in lines if not line.startswith(f"--{name}=")] + [f"--{name}={value}"]
+    file.write_text("\n".join(lines) + "\n")
+    return path / "again"
+
+
 def _of(rows, run, tau=None):
     (row,) = [row for row in rows if (row["run"], row["tau"]) == (run, tau)]
     return row
@@ -43,15 +54,33 @@ def test_the_runs_of_the_repository():
 
 def test_seeds_are_one_network(kept):
     path = kept("hydra_d2_e12", "plain_d3_e12")
-    other = path / "again"
-    shutil.copytree(path / "plain_d3_e12", other)
-    flags = (other / "flags.cfg").read_text()
-    assert "--seed=0\n" in flags
-    (other / "flags.cfg").write_text(flags.replace("--seed=0\n", "--seed=1\n"))
+    other = _again(path, "plain_d3_e12", seed=1)
     summary = json.loads((other / "summary.json").read_text())
     (other / "summary.json").write_text(json.dumps(summary | {"top1": 0.6017}))
     plain = [row for row in equal_accuracy.trained(path, []) if row["tau"] is None]
     assert [(row["seeds"], row["top1"]) for row in plain] == [(2, pytest.approx(0.5967))]
+
+
+def test_how_often_a_run_was_evaluated_makes_no_other_network(kept):
+    path = kept("hydra_d2_e12", "plain_d3_e12")
+    _again(path, "plain_d3_e12", seed=1, evaluate_every=7)
+    assert [row["seeds"] for row in equal_accuracy.trained(path, []) if row["tau"] is None] == [2]
+    for name in ("plain_d3_e12", "again"):
+        with open(path / name / "flags.cfg", "a") as file:
+            file.write("--early_stopping=2\n")  # then it may end the run
+    assert [row["seeds"] for row in equal_accuracy.trained(path, []) if row["tau"] is None] == [1, 1]
+
+
+def test_only_networks_of_as_many_training_images_are_compared(kept):
+    path = kept("hydra_d2_e12", "plain_d3_e12")
+    half = _again(path, "plain_d3_e12", validation_fraction=0.5)
+    data = json.loads((half / "data.json").read_text())
+    data["sizes"] |= {"train": 25000, "validation": 25000}
+    (half / "data.json").write_text(json.dumps(data))
+    assert "again" not in {row["run"] for row in equal_accuracy.trained(path, [])}
+    shutil.rmtree(path / "plain_d3_e12")
+    with pytest.raises(UserError, match="trained for as long on as many images"):
+        equal_accuracy.trained(path, [])
 
 
 def test_thresholds_that_were_not_measured_are_left_out(kept):

@@ -36,16 +36,16 @@ def trained(path: str | os.PathLike, taus: Sequence[float]) -> list[dict[str, An
     """Returns what each network of a directory of runs came to, a Hydra at several thresholds.
 
     Of the runs count ResNets of full width for 32 x 32 pixels, Hydras without a shared trunk whose evaluation
-    has a table of thresholds, and those alone beside which a plain network was trained for as long. Runs that
-    differ in their seeds alone are one network, and its numbers their means.
+    has a table of thresholds, and those alone beside which a plain network was trained for as long on as many
+    images. Runs that differ in their seeds alone are one network, and its numbers their means.
 
     Args:
         path: of the directory. taus: thresholds besides each Hydra's own; those that were not measured are
             left out.
 
     Returns:
-        list of dicts: run, depth, classes, data, epochs, schedule, seeds, top1, and tau, active_branches,
-        num_branches, top_k, combine, None for a plain network. Plain networks come first.
+        list of dicts: run, depth, classes, data, train_images, epochs, schedule, seeds, top1, and tau,
+        active_branches, num_branches, top_k, combine, None for a plain network. Plain networks come first.
 
     Raises:
         UserError: no such directory, or no such pair in it.
@@ -57,7 +57,7 @@ def trained(path: str | os.PathLike, taus: Sequence[float]) -> list[dict[str, An
     if not hydras:
         raise UserError(
             f"{path} must hold a Hydra on ResNet with its evaluation, and a plain network that was trained "
-            f"for as long. Received: {', '.join(runs) or 'no such run'}"
+            f"for as long on as many images. Received: {', '.join(runs) or 'no such run'}"
         )
     beside = {_training(row) for row in hydras}
     return [row for row in rows if row["tau"] is None and _training(row) in beside] + hydras
@@ -73,7 +73,7 @@ def _is_known(run):
 
 def _training(row):
     """What two networks must share to be compared."""
-    return row["data"], row["epochs"], row["schedule"]
+    return row["data"], row["train_images"], row["epochs"], row["schedule"]
 
 
 def _rows(same, taus):
@@ -85,6 +85,7 @@ def _rows(same, taus):
         "depth": network.depth,
         "classes": len(run.class_names),
         "data": " ".join(f"{value}" for value in image_source(run.settings.data).values()),
+        "train_images": run.sizes.get("train"),
         "epochs": optimisation.epochs,
         "schedule": optimisation.schedule,
         "seeds": len(same),

@@ -121,6 +121,7 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
     for name, same in timing.networks(runs).items():
         optimisation = runs[name].settings.optimisation
         trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule, "seeds": len(same)}
+        trained["train_images"] = runs[name].sizes.get("train")
         taus = _taus(models[name], options.taus)
         by_seed = [timing.accuracy_rows(runs[each], models[each], data, taus) for each in same]
         found[name] = [
@@ -200,15 +201,16 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 def plain_of_equal_accuracy(row: dict[str, Any], rows: Sequence[dict]) -> tuple[float | None, float | None]:
     """Returns the least and the most ms per image of a plain network that is as accurate as a row says.
 
-    Those of the rows count that were trained for as long and timed in the same way. Between two of them the
-    time is on the straight line: (t, t). More accurate than all is (their best one's, None), less is (None,
-    their worst one's), and without any, or for a plain network's own row, it is (None, None).
+    Those of the rows count that were trained for as long on as many images, and timed in the same way.
+    Between two of them the time is on the straight line: (t, t). More accurate than all is (their best one's,
+    None), less is (None, their worst one's), and without any, or for a plain network's own row, it is (None,
+    None).
     """
-    alike = ("runtime", "batch_size", "epochs", "schedule")
+    alike = ("runtime", "batch_size", "epochs", "schedule", "train_images")
     plain = [
         (other["ms"], other["top1"])
         for other in rows
-        if other["tau"] is None and all(other[key] == row[key] for key in alike)
+        if other["tau"] is None and all(other.get(key) == row.get(key) for key in alike)
     ]
     # One that is slower and no more accurate than another is none that a user would take.
     line = [(ms, top1) for ms, top1 in plain if all(top1 > best for time, best in plain if time < ms)]

@@ -17,6 +17,7 @@ from dynkhydra_tf.benchmark.subjects import export_at, export_network
 from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.data import ImageData, evaluation_batches, find_entry
 from dynkhydra_tf.errors import UserError
+from dynkhydra_tf.fields import changed
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun
@@ -51,7 +52,9 @@ def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
 
 
 def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[str]]:
-    """Returns the runs of one network together: those that differ in nothing but the seed.
+    """Returns the runs of one network together: those that differ in the seed alone.
+
+    How often a run was evaluated counts where it could end it, and not else.
 
     Returns:
         {name of its first run: the names of its runs}.
@@ -59,13 +62,17 @@ def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
         for first, same in found.items():
-            changes = differences(run.settings, runs[first].settings)
-            if all(change.startswith("--seed=") for change in changes):
+            if not differences(_of_any_seed(run.settings), _of_any_seed(runs[first].settings)):
                 same.append(name)
                 break
         else:
             found[name] = [name]
     return found
+
+
+def _of_any_seed(settings):
+    ends_early = settings.optimisation.early_stopping
+    return changed(settings, seed=0, **({} if ends_early else {"evaluate_every": 1}))
 
 
 def image_source(data: DataSettings) -> dict[str, str | int | float | None]:

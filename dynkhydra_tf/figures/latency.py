@@ -19,9 +19,9 @@ def save_latency(rows: list[dict], title: str, path: style.Path) -> None:
     of training joined: the line to beat. Dashed, dotted: answered by other runtimes than the first row.
 
     Args:
-        rows: from `benchmark.latency`: run, runtime, batch_size, epochs, schedule, tau (None for a plain
-            network), top1 (0..1), top1_deviation (over seeds, or None), ms, low, high (ms per image, the
-            median and its quartiles).
+        rows: from `benchmark.latency`: run, runtime, batch_size, epochs, schedule, train_images, tau
+            (None for a plain network), top1 (0..1), top1_deviation (over seeds, or None), ms, low, high (ms
+            per image, the median and its quartiles).
         title: what was measured where.
         path: the PNG to write.
     """
@@ -89,10 +89,11 @@ def _draw_line(axes, rows, number, runtime):
 
 
 def _join_plain(axes, lines, runtimes):
-    """A grey line through the plain networks of one runtime and length of training."""
+    """A grey line through the plain networks of one runtime, trained for as long on as many images."""
     joined: dict[tuple, list] = {}
     for row in (line[0] for line in lines if line[0]["tau"] is None):
-        joined.setdefault((row["runtime"], row["epochs"], row["schedule"]), []).append(row)
+        training = row["epochs"], row["schedule"], row.get("train_images")
+        joined.setdefault((row["runtime"], *training), []).append(row)
     for (runtime, *_), rows in joined.items():
         rows = sorted(rows, key=lambda row: row["ms"])
         points = [[row[key] for row in rows] for key in ("ms", "top1")]
