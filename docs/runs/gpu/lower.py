@@ -136,7 +136,7 @@ def export(model, run, batches, validation, epochs, steps, *args, **kwargs):
         "names": list(state),
         "takes": takes,
         "gives": [[int(output), takes[int(parameter) - len(given)]] for output, parameter in aliases],
-        "sums": [v.path for metric in model.metrics for v in metric.variables],
+        "sums": list(dict.fromkeys(v.path for metric in model.metrics for v in metric.variables)),
         "epochs": epochs,
         "steps": steps,
         "batch_size": count,
@@ -150,12 +150,12 @@ def export(model, run, batches, validation, epochs, steps, *args, **kwargs):
         check(model, step, batches, state)
     else:
         # An epoch of the pipeline without augmentation holds every image once.
-        print(f"{parcel}: the images are {write_images(settings, steps)}")
+        print(f"{parcel}: the images are {write_images(settings)}")
     sys.exit()
 
 
-def write_images(settings, steps):
-    """Writes the training images in an order of the pipeline's; returns their shape."""
+def write_images(settings):
+    """Writes the training images in the order of an epoch; returns their shape."""
     from dynkhydra_tf.data import open_data
 
     data = open_data(settings.data, settings.place.cache_dir)
