@@ -38,6 +38,13 @@ def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
     return None
 
 
+def gpus() -> list[str]:
+    """Returns the names of the GPUs that TensorFlow sees, such as "NVIDIA H200"."""
+    devices = tf.config.list_physical_devices("GPU")
+    details = (tf.config.experimental.get_device_details(device) for device in devices)
+    return [known.get("device_name", device.name) for known, device in zip(details, devices, strict=True)]
+
+
 @functools.cache  # a second one in a process would number its messages as the first one does
 def _mirrored(devices):
     return tf.distribute.MirroredStrategy(devices)

@@ -2,11 +2,14 @@
 
 import os
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Returns "processor", its name, and "cores", how many it has."""
-    return {"processor": _processor(), "cores": os.cpu_count()}
+def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns "processor", its name, "cores", how many it has, and "accelerators", their names, if any."""
+    named = {"accelerators": list(accelerators)} if accelerators else {}
+    return {"processor": _processor(), "cores": os.cpu_count(), **named}
 
 
 def part_dtype(mixed_precision: bool | str) -> str:

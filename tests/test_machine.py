@@ -21,3 +21,8 @@ def test_bfloat16_where_the_processor_computes_in_it(monkeypatch, told, dtype):
     if "model name" in told:
         assert machine.describe_machine()["processor"] == "Some"
     assert (machine.part_dtype(True), machine.part_dtype(False)) == ("mixed_bfloat16", "float32")
+
+
+def test_a_machine_is_told_with_its_accelerators():
+    assert "accelerators" not in machine.describe_machine()
+    assert machine.describe_machine(["NVIDIA H200"])["accelerators"] == ["NVIDIA H200"]

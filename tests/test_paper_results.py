@@ -74,7 +74,7 @@ def test_tau_rows_stand_beside_table_6(finished):
 
 
 def test_every_row_says_how_long_its_runs_were(finished):
-    machine = {"processor": "Xeon", "cores": 2}
+    machine = {"processor": "Xeon", "cores": 2, "accelerators": ["H200"]}
     run = FinishedRun.open(finished("short", "--epochs=2", "--schedule=cosine", machine=machine))
     row, missing = results.result_rows([OURS, OURS._replace(depth=4)], [run])
     assert (row["epochs"], row["epochs_paper"], row["schedule"]) == (2, 190, "cosine")
@@ -82,10 +82,10 @@ def test_every_row_says_how_long_its_runs_were(finished):
     _, first, second = results.result_table([row, missing])
     assert (first[3:5], first[-1], second[3:5]) == (["2", "190"], "cosine", ["-", "190"])
     text = results.training_text([row, missing])
-    assert text == "Ours: 2 epochs, cosine, on Xeon, 2 cores. The paper's: 190 epochs."
+    assert text == "Ours: 2 epochs, cosine, on Xeon, 2 cores, H200. The paper's: 190 epochs."
     other = row | {"epochs": 12, "machine": None, "epochs_paper": 100}
     ours, papers = results.training_text([row, other]).split(". ")
-    assert ours == "Ours: 2 epochs, cosine or 12 epochs, cosine, on Xeon, 2 cores"
+    assert ours == "Ours: 2 epochs, cosine or 12 epochs, cosine, on Xeon, 2 cores, H200"
     assert papers == "The paper's: 190 or 100 epochs."
     assert results.training_text([missing]) == ""
 
@@ -102,3 +102,12 @@ def test_schedules_are_not_mixed(finished):
     short, _, long = (results.recipe_text(results.recipe_of(runs[0].settings)) for runs in groups)
     assert "lr drops" not in short and "warmup epochs 1.0" in short
     assert "lr drops 80:0.1,140:0.01,170:0.001,180:0.0005" in long and "warmup" not in long
+
+
+def test_what_changes_nothing_is_no_part_of_a_recipe(finished):
+    finished("often")
+    finished("seldom", "--evaluate_every=5", "--class_weight_limit=3")
+    finished("ends", "--early_stopping=2", "--class_weights=balanced")
+    last = finished("ends_seldom", "--early_stopping=2", "--class_weights=balanced", "--evaluate_every=5")
+    groups = results.by_recipe(FinishedRun.find_all(last.parent))
+    assert [[run.name for run in runs] for runs in groups] == [["often", "seldom"], ["ends"], ["ends_seldom"]]

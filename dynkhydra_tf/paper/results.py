@@ -35,9 +35,14 @@ _BEYOND = (
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """Returns how a run is trained, as hashable (name, value) pairs; those of other schedules left out."""
-    unused = "warmup_epochs" if settings.optimisation.schedule == "piecewise" else "lr_drops"
-    return tuple((name, value) for name, value in by_role(settings, Role.RECIPE).items() if name != unused)
+    """Returns how a run is trained, as hashable (name, value) pairs; what changes nothing is left out."""
+    optimisation = settings.optimisation
+    unused = {"warmup_epochs" if optimisation.schedule == "piecewise" else "lr_drops"}
+    unused |= set() if optimisation.early_stopping else {"evaluate_every"}
+    unused |= {"class_weight_limit"} if optimisation.class_weights == "none" else set()
+    return tuple(
+        (name, value) for name, value in by_role(settings, Role.RECIPE).items() if name not in unused
+    )
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -79,7 +84,9 @@ def data_set_of(run: FinishedRun) -> str:
 def machine_of(run: FinishedRun) -> str | None:
     """Returns the machine that a run was trained on as text; None where an early version did not note it."""
     machine = run.summary.get("machine")
-    return machine and f"{machine['processor']}, {machine['cores']} cores"
+    if not machine:
+        return None
+    return ", ".join([machine["processor"], f"{machine['cores']} cores", *machine.get("accelerators", [])])
 
 
 # === Rows ===

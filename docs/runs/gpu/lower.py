@@ -206,7 +206,7 @@ def finish(model, run, batches, validation, epochs, steps, *args, **kwargs):
             values = model.evaluate(validation, verbose=0, return_dict=True)
             written |= {f"val_{name}": float(value) for name, value in values.items()}
         run.append_metrics(written)
-    machine.update(trained_on=told["device"], seconds=told["seconds"])
+    machine["accelerators"] = [told["device"]]
 
 
 if __name__ == "__main__":
@@ -214,6 +214,6 @@ if __name__ == "__main__":
     result = pathlib.Path(sys.argv[3]) if mode == "finish" else None
     sys.argv[1:] = sys.argv[4:] if result else sys.argv[3:]
     machine = dynkhydra_tf.machine.describe_machine()
-    dynkhydra_tf.machine.describe_machine = lambda: machine
+    dynkhydra_tf.machine.describe_machine = lambda accelerators: machine
     dynkhydra_tf.training.fit = finish if result else export
     cli.run(main, Settings)
