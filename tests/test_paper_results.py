@@ -87,6 +87,8 @@ def test_every_row_says_how_long_its_runs_were(finished):
     ours, papers = results.training_text([row, other]).split(". ")
     assert ours == "Ours: 2 epochs, cosine or 12 epochs, cosine, on Xeon, 2 cores, H200"
     assert papers == "The paper's: 190 or 100 epochs."
+    both = row | {"machine": f"{row['machine']}; M1, 8 cores"}
+    assert "on Xeon, 2 cores, H200; M1, 8 cores. The" in results.training_text([row, both, row])
     assert results.training_text([missing]) == ""
 
 

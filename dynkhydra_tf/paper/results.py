@@ -155,7 +155,7 @@ def training_text(rows: Iterable[dict]) -> str:
     if not rows:
         return ""
     lengths = dict.fromkeys(length_text(row["epochs"], row["schedule"]) for row in rows)
-    machines = dict.fromkeys(row["machine"] for row in rows if row["machine"])
+    machines = dict.fromkeys(one for row in rows if row["machine"] for one in row["machine"].split("; "))
     papers = dict.fromkeys(str(row["epochs_paper"]) for row in rows)
     on = f", on {'; '.join(machines)}" if machines else ""
     return f"Ours: {' or '.join(lengths)}{on}. The paper's: {' or '.join(papers)} epochs."
