@@ -765,6 +765,15 @@ def by_role(settings: Settings, *roles: Role) -> dict[str, object]:
     return {name: value for name, value in values(settings).items() if name in wanted}
 
 
+def without_effect(settings: Settings) -> set[str]:
+    """The names of the settings that, beside the others, change nothing in a training."""
+    optimisation = settings.optimisation
+    names = {"warmup_epochs" if optimisation.schedule == "piecewise" else "lr_drops"}
+    names |= set() if optimisation.early_stopping else {"evaluate_every"}
+    names |= {"class_weight_limit"} if optimisation.class_weights == "none" else set()
+    return names
+
+
 def filled_from(now: Settings, then: Settings) -> Settings:
     """Returns `now` with what it was not given, and the images decide, as it was `then`."""
     known, before = values(now), values(then)

@@ -120,8 +120,12 @@ def measure(options: Options, paths: Sequence[str]) -> tuple[dict[str, Any], pat
     found: dict[str, list[dict[str, Any]]] = {}
     for name, same in timing.networks(runs).items():
         optimisation = runs[name].settings.optimisation
-        trained = {"epochs": optimisation.epochs, "schedule": optimisation.schedule, "seeds": len(same)}
-        trained["train_images"] = runs[name].sizes.get("train")
+        trained = {
+            "epochs": optimisation.epochs,
+            "schedule": optimisation.schedule,
+            "train_images": runs[name].sizes.get("train"),
+            "seeds": len(same),
+        }
         taus = _taus(models[name], options.taus)
         by_seed = [timing.accuracy_rows(runs[each], models[each], data, taus) for each in same]
         found[name] = [

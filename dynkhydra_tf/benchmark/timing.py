@@ -17,12 +17,12 @@ from dynkhydra_tf.benchmark.subjects import export_at, export_network
 from dynkhydra_tf.costs import hydra_costs, plain_costs
 from dynkhydra_tf.data import ImageData, evaluation_batches, find_entry
 from dynkhydra_tf.errors import UserError
-from dynkhydra_tf.fields import changed
+from dynkhydra_tf.fields import Role
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.plain import Plain
 from dynkhydra_tf.runs import FinishedRun
 from dynkhydra_tf.serving.reference import TOLERANCE
-from dynkhydra_tf.settings import DataSettings, differences
+from dynkhydra_tf.settings import DataSettings, by_role, without_effect
 
 IMAGES = 256  # timed at batch 1; their mean lambda is within about 3 % of the split's
 
@@ -54,25 +54,18 @@ def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
 def networks(runs: Mapping[str, FinishedRun]) -> dict[str, list[str]]:
     """Returns the runs of one network together: those that differ in the seed alone.
 
-    How often a run was evaluated counts where it could end it, and not else.
+    A setting without effect, such as how often a run was evaluated that this could not end, is none either.
 
     Returns:
         {name of its first run: the names of its runs}.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple, list[str]] = {}
     for name, run in runs.items():
-        for first, same in found.items():
-            if not differences(_of_any_seed(run.settings), _of_any_seed(runs[first].settings)):
-                same.append(name)
-                break
-        else:
-            found[name] = [name]
-    return found
-
-
-def _of_any_seed(settings):
-    ends_early = settings.optimisation.early_stopping
-    return changed(settings, seed=0, **({} if ends_early else {"evaluate_every": 1}))
+        unused = without_effect(run.settings)
+        told = by_role(run.settings, *(set(Role) - {Role.SEED, Role.PLACE, Role.ACTION}))
+        told = {setting: value for setting, value in told.items() if setting not in unused}
+        found.setdefault(tuple(told.items()), []).append(name)
+    return {same[0]: same for same in found.values()}
 
 
 def image_source(data: DataSettings) -> dict[str, str | int | float | None]:

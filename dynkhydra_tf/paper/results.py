@@ -14,7 +14,7 @@ from dynkhydra_tf.fields import Role, leaves, list_text
 from dynkhydra_tf.paper.experiments import Experiment
 from dynkhydra_tf.paper_numbers import TAU, Row
 from dynkhydra_tf.runs import FinishedRun
-from dynkhydra_tf.settings import Settings, by_role, length_text
+from dynkhydra_tf.settings import Settings, by_role, length_text, without_effect
 from dynkhydra_tf.tables import number
 
 # Of tables; the others hold numbers.
@@ -36,10 +36,7 @@ _BEYOND = (
 
 def recipe_of(settings: Settings) -> Recipe:
     """Returns how a run is trained, as hashable (name, value) pairs; what changes nothing is left out."""
-    optimisation = settings.optimisation
-    unused = {"warmup_epochs" if optimisation.schedule == "piecewise" else "lr_drops"}
-    unused |= set() if optimisation.early_stopping else {"evaluate_every"}
-    unused |= {"class_weight_limit"} if optimisation.class_weights == "none" else set()
+    unused = without_effect(settings)
     return tuple(
         (name, value) for name, value in by_role(settings, Role.RECIPE).items() if name not in unused
     )

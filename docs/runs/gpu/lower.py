@@ -26,8 +26,8 @@ import dynkhydra_tf.machine
 import dynkhydra_tf.training
 from dynkhydra_tf import cli
 from dynkhydra_tf.backbones.blocks import BatchNorm
-from dynkhydra_tf.data import training_batches
-from dynkhydra_tf.data.augment import Augmentation
+from dynkhydra_tf.data import evaluation_batches, open_data
+from dynkhydra_tf.data.augment import make_augmentation
 from dynkhydra_tf.hydra import Hydra
 from dynkhydra_tf.routing import Branches, Routes
 from dynkhydra_tf.settings import Settings
@@ -110,9 +110,8 @@ def state_of(model):
 def export(model, run, batches, validation, epochs, steps, *args, **kwargs):
     """In place of `training.fit`: writes the step, the state before it and what the loop has to know."""
     settings, size = run.settings, model.backbone.input_shape[0]
-    augmentation = settings.augmentation
-    flip = augmentation.flip is not False
-    augment = Augmentation(size, model.mean, augmentation.shift, flip, augmentation.cutout)
+    data = open_data(settings.data, settings.place.cache_dir)
+    augment = make_augmentation(settings.augmentation, data)
     seed, count = settings.optimisation.seed, settings.optimisation.batch_size
 
     def step(number, images, labels):
@@ -149,21 +148,10 @@ def export(model, run, batches, validation, epochs, steps, *args, **kwargs):
     if mode == "check":
         check(model, step, batches, state)
     else:
-        # An epoch of the pipeline without augmentation holds every image once.
-        print(f"{parcel}: the images are {write_images(settings)}")
+        examples = evaluation_batches(data, "train", count).as_numpy_iterator()  # all, as they are
+        images, labels = (np.concatenate(parts) for parts in zip(*examples, strict=True))
+        np.savez(parcel / "images.npz", images=images, labels=labels)
     sys.exit()
-
-
-def write_images(settings):
-    """Writes the training images in the order of an epoch; returns their shape."""
-    from dynkhydra_tf.data import open_data
-
-    data = open_data(settings.data, settings.place.cache_dir)
-    count = settings.optimisation.batch_size
-    batches = training_batches(data, count, 1, 0, lambda images, seed: images)
-    images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
-    np.savez(parcel / "images.npz", images=images, labels=labels)
-    return images.shape
 
 
 def check(model, step, batches, state):
