@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dynkhydra_tf import distribution
+from dynkhydra_tf import distribution, normalisation
 
 # A shape with its batch axis, None where a size is open: (B, H, W, C).
 Shape = tuple[int | None, ...]
@@ -17,7 +17,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     Keras composes it of a dozen passes over the map. With oneDNN the fused op made a routed training
     step (d=1, nb=20, 2 cores) 1.15 times as fast, and at inference TensorFlow merges it with the
-    convolution before it. Without oneDNN, Keras's own is the faster one in training. It has scale and
+    convolution before it. Where it is slow in training, `normalisation` does its work. It has scale and
     centre, and normalises the last axis.
 
     Args:
@@ -35,6 +35,11 @@ class BatchNorm(keras.layers.BatchNormalization):
         training = bool(training and self.trainable)  # frozen, it is as at inference
         if training and distribution.shares_statistics():
             return self._of_all_replicas(inputs)
+        if training and normalisation.is_slow(inputs):
+            weights = map(tf.convert_to_tensor, (self.gamma.value, self.beta.value))
+            outputs, mean, variance = normalisation.normalise(inputs, *weights, self.epsilon)
+            self._move(mean, variance)
+            return outputs
         moving = () if training else (self.moving_mean.value, self.moving_variance.value)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
