@@ -27,6 +27,16 @@ class FakeRun:
         self.said.append("checkpoint")
 
 
+def small_classifier(rate=0.1):
+    """A compiled model of two numbers and three classes, always of the same weights."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    top1 = keras.metrics.SparseCategoricalAccuracy(name="top1")
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=[top1], jit_compile=False)
+    return model
+
+
 @pytest.fixture
 def log():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -136,11 +146,7 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_been(
 
 def test_epochs_that_are_evaluated(tmp_path):
     """Every second one of five, and the last; also of a run that goes on within an epoch."""
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    top1 = keras.metrics.SparseCategoricalAccuracy(name="top1")
-    model.compile(keras.optimizers.SGD(0.1), loss, metrics=[top1], jit_compile=False)
+    model = small_classifier()
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(10, 1, 2)).astype(np.float32), np.arange(10)[:, None] % 3
     batches = tf.data.Dataset.from_tensor_slices((images, labels))
@@ -161,11 +167,7 @@ def test_epochs_that_are_evaluated(tmp_path):
 
 @pytest.mark.parametrize("patience", [0, 5])
 def test_a_checkpoint_after_every_so_many_epochs_the_last_and_the_best(tmp_path, monkeypatch, patience):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    top1 = keras.metrics.SparseCategoricalAccuracy(name="top1")
-    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[top1], jit_compile=False)  # the first is the best
+    model = small_classifier(rate=0.0)  # the first is the best
     images, labels = np.ones((5, 1, 2), np.float32), np.ones((5, 1), int)
     batches = tf.data.Dataset.from_tensor_slices((images, labels))
     saved, save = [], RunDirectory.save_checkpoint
@@ -184,9 +186,7 @@ def test_a_checkpoint_after_every_so_many_epochs_the_last_and_the_best(tmp_path,
 
 
 def test_a_signal_at_the_end_of_an_epoch_without_a_checkpoint_saves_one(tmp_path, monkeypatch):
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"], jit_compile=False)
+    model = small_classifier()
     images, labels = np.ones((5, 1, 2), np.float32), np.ones((5, 1), int)
     batches = tf.data.Dataset.from_tensor_slices((images, labels))
     append = RunDirectory.append_metrics
