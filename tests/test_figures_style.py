@@ -46,3 +46,22 @@ def test_other_warnings_than_of_fonts_are_passed_on(tmp_path):
     figure.subplots().set_title("no room")
     with pytest.warns(UserWarning, match="collapsed to zero"):
         style.save(figure, tmp_path / "small.png")
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "ticks"),
+    [
+        (0.9, 600, [1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500]),
+        (0.9, 5.5, [1, 2, 3, 5]),
+        (1.4, 5.5, [1.5, 2, 3, 4, 5]),
+        (0.55, 1.95, [0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8]),
+    ],
+)
+def test_a_logarithmic_axis_has_some_plain_numbers(least, most, ticks):
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(least, most))
+    style.plain_log_axis(axes.xaxis)
+    shown = [tick for tick in axes.xaxis.get_major_locator()() if least <= tick <= most]
+    assert shown == pytest.approx(ticks)
+    texts = axes.xaxis.get_major_formatter().format_ticks(shown)
+    assert texts == [f"{tick:g}" for tick in ticks]

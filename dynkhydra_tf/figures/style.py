@@ -61,9 +61,25 @@ def cluster_names(clusters: list[list[str]]) -> list[str]:
 # === Figures ===
 
 
+class _FewTicks(LogLocator):
+    """Ticks at the roundest numbers of which an axis holds at least four."""
+
+    def tick_values(self, vmin, vmax):
+        for subs in (
+            (1, 2, 3, 5),
+            (1, 1.5, 2, 3, 4, 5, 7),
+            (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+        ):
+            self.set_params(subs=subs)
+            ticks = super().tick_values(vmin, vmax)
+            if sum(vmin <= tick <= vmax for tick in ticks) >= 4:
+                break
+        return ticks
+
+
 def plain_log_axis(axis: Axis) -> None:
-    """Gives a logarithmic axis plain numbers at 1, 2, 3, 5, 10 and so on, however short it is."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    """Gives a logarithmic axis plain numbers at 1, 2, 3, 5, 10 and so on, at more where it is short."""
+    axis.set_major_locator(_FewTicks())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
