@@ -36,8 +36,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         if training and distribution.shares_statistics():
             return self._of_all_replicas(inputs)
         if training and normalisation.is_slow(inputs):
-            weights = map(tf.convert_to_tensor, (self.gamma.value, self.beta.value))
-            outputs, mean, variance = normalisation.normalise(inputs, *weights, self.epsilon)
+            gamma, beta = map(tf.convert_to_tensor, (self.gamma.value, self.beta.value))
+            outputs, mean, variance = normalisation.normalise(inputs, gamma, beta, self.epsilon)
             self._move(mean, variance)
             return outputs
         moving = () if training else (self.moving_mean.value, self.moving_variance.value)
