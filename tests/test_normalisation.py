@@ -25,7 +25,7 @@ def results(normalise, x, gamma, beta):
         tape.watch([x, gamma, beta])
         y, mean, variance = normalise(x, gamma, beta)
         weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 2, tf.shape(y)), tf.float32)
-        loss = tf.reduce_sum(tf.cast(y, tf.float32) * weights) + tf.reduce_sum(mean + variance) * 0
+        loss = tf.reduce_sum(tf.cast(y, tf.float32) * weights)
     gradients = tape.gradient(loss, [x, gamma, beta])
     return [tf.cast(each, tf.float32).numpy() for each in (y, mean, variance, *gradients)]
 

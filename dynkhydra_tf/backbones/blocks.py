@@ -38,17 +38,16 @@ class BatchNorm(keras.layers.BatchNormalization):
         if training and normalisation.is_slow(inputs):
             gamma, beta = map(tf.convert_to_tensor, (self.gamma.value, self.beta.value))
             outputs, mean, variance = normalisation.normalise(inputs, gamma, beta, self.epsilon)
-            self._move(mean, variance)
-            return outputs
-        moving = () if training else (self.moving_mean.value, self.moving_variance.value)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            self.gamma.value,
-            self.beta.value,
-            *moving,
-            epsilon=self.epsilon,
-            is_training=training,
-        )
+        else:
+            moving = () if training else (self.moving_mean.value, self.moving_variance.value)
+            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                inputs,
+                self.gamma.value,
+                self.beta.value,
+                *moving,
+                epsilon=self.epsilon,
+                is_training=training,
+            )
         if training:
             self._move(mean, variance)
         return outputs
