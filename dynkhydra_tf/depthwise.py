@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dynkhydra_tf.import_hooks import after_import
+from dynkhydra_tf.machine import gpus
 
 if TYPE_CHECKING:  # importing the package does not load it
     import tensorflow as tf
@@ -52,8 +53,6 @@ def gradient(
         grad: with respect to its output.
         original: TensorFlow's own way, taken for all that is not mended.
     """
-    import tensorflow as tf
-
     images, kernel = operation.inputs
     told = [operation.get_attr(name) for name in ("data_format", "padding")]
     data_format, padding = (value.decode() if isinstance(value, bytes) else value for value in told)
@@ -66,7 +65,7 @@ def gradient(
         and None not in kernel.shape
         and kernel.shape[3] == 1
     )
-    if not is_mended or tf.config.list_physical_devices("GPU"):
+    if not is_mended or gpus():
         return original(operation, grad)
     stride = operation.get_attr("strides")[1]
     return [

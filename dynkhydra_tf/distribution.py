@@ -38,13 +38,6 @@ def open_strategy(distribute: str) -> tf.distribute.Strategy | None:
     return None
 
 
-def gpus() -> list[str]:
-    """Returns the names of the GPUs that TensorFlow sees, such as "NVIDIA H200"."""
-    details_of = tf.config.experimental.get_device_details
-    devices = tf.config.list_physical_devices("GPU")
-    return [details_of(device).get("device_name", device.name) for device in devices]
-
-
 @functools.cache  # a second one in a process would number its messages as the first one does
 def _mirrored(devices):
     return tf.distribute.MirroredStrategy(devices)

@@ -2,14 +2,23 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 
-def describe_machine(accelerators: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns "processor", its name, "cores", how many it has, and "accelerators", their names, if any."""
-    named = {"accelerators": list(accelerators)} if accelerators else {}
+def describe_machine() -> dict[str, Any]:
+    """Returns "processor", its name, "cores", how many it has, and "accelerators": the `gpus`, if any."""
+    accelerators = gpus()
+    named = {"accelerators": accelerators} if accelerators else {}
     return {"processor": _processor(), "cores": os.cpu_count(), **named}
+
+
+def gpus() -> list[str]:
+    """Returns the names of the GPUs that TensorFlow sees, such as "NVIDIA H200"."""
+    import tensorflow as tf
+
+    details_of = tf.config.experimental.get_device_details
+    devices = tf.config.list_physical_devices("GPU")
+    return [details_of(device).get("device_name", device.name) for device in devices]
 
 
 def part_dtype(mixed_precision: bool | str) -> str:

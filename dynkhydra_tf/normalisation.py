@@ -11,6 +11,8 @@ import math
 
 import tensorflow as tf
 
+from dynkhydra_tf.machine import gpus
+
 # The multiples of channels that oneDNN normalises by vectors, for each type of maps.
 VECTORS = {"bfloat16": 16, "float32": 4}
 WIDTH = 16  # float32 numbers of a vector: what pixels side by side are to fill
@@ -19,7 +21,7 @@ WIDTH = 16  # float32 numbers of a vector: what pixels side by side are to fill
 def is_slow(x: tf.Tensor) -> bool:
     """Whether TensorFlow's fused op would go through a map (B, H, W, C) number by number, in training."""
     vector = VECTORS.get(x.dtype.name)
-    return vector is not None and x.shape[-1] % vector != 0 and not tf.config.list_physical_devices("GPU")
+    return vector is not None and x.shape[-1] % vector != 0 and not gpus()
 
 
 def normalise(

@@ -255,7 +255,7 @@ def train(settings: Settings, run: RunDirectory, workers: Workers = ALONE) -> No
         "seed": optimisation.seed,
         "part_dtype": model.part_dtype,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
-        "machine": describe_machine(distribution.gpus()),
+        "machine": describe_machine(),
     }
     run.finish(summary)
 

@@ -250,11 +250,3 @@ def test_an_optimizer_takes_the_sum_of_the_gradients_of_two_replicas(kind, momen
 def test_results_of_many_workers_and_of_one_are_unpacked(values):
     results = distribution.unpacking(lambda: {"loss,top1": tf.constant(values)})()
     assert {name: float(value) for name, value in results.items()} == {"loss": 1.0, "top1": 2.0}
-
-
-def test_gpus_are_told_by_their_names(monkeypatch):
-    details = {"/physical_device:GPU:0": {"device_name": "NVIDIA H200"}, "/physical_device:GPU:1": {}}
-    devices = [tf.config.PhysicalDevice(name, "GPU") for name in details]
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices if kind == "GPU" else [])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details[device.name])
-    assert distribution.gpus() == ["NVIDIA H200", "/physical_device:GPU:1"]

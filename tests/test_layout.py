@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 PACKAGE = "dynkhydra_tf"
 # Each line imports only from the lines above it; those of one line do not import each other.
 ORDER = """
-errors paper_numbers machine memory normalisation tuning import_hooks quiet
-files tables fields registration keras_mends depthwise meter flop_count photo_files answers
+errors paper_numbers machine memory tuning import_hooks quiet
+files tables fields registration keras_mends depthwise normalisation meter flop_count photo_files answers
 settings caches predictions printed_answers tf_config
 flags applications averaging workers distribution
 cli gating routing losses heads targets optimisation

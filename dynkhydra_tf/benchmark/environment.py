@@ -21,9 +21,10 @@ def with_onednn(onednn: str) -> dict[str, str]:
 
 
 def describe(onednn: str) -> dict[str, str | int]:
-    """Returns processor, cores, versions and what inference is told of oneDNN, as a flat dict."""
+    """Returns processor, cores, GPUs, versions and what inference is told of oneDNN, as a flat dict."""
+    machine = describe_machine().items()
     return {
-        **describe_machine(),
+        **{name: ", ".join(told) if isinstance(told, list) else told for name, told in machine},
         "oneDNN in inference": onednn,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
