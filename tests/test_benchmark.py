@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dynkhydra_tf.benchmark import __main__ as command
-from dynkhydra_tf.benchmark import environment, inference, subjects, training
+from dynkhydra_tf.benchmark import environment, inference, runner, subjects, training
 from dynkhydra_tf.gating import select_branches
 
 
@@ -18,6 +18,31 @@ def benchmark(run_command):
         return run_command(main, command.Options, *arguments)
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("in_a_row", "order"), [(1, "a0 b0 a1 b1 a2 b2"), (2, "a0 a1 b0 b1 a2 b2"), (9, "a0 a1 a2 b0 b1 b2")]
+)
+def test_models_answer_in_turn_some_requests_in_a_row(in_a_row, order):
+    answered = []
+
+    class Request:
+        def __init__(self, name, index):
+            self.run = lambda: answered.append(f"{name}{index}")
+
+        def __exit__(self):
+            answered.append("closed")
+
+    class Model:
+        def __init__(self, name):
+            self.request = lambda inputs, signature: Request(name, inputs["images"][0])
+
+    job = {"images": np.arange(3), "requests": 3, "in_a_row": in_a_row, "seconds": 0}
+    models = {name: Model(name) for name in "ab"}
+    taken, spent = runner.times(models, job | {"models": {name: ("", "") for name in models}}, 1)
+    assert answered == [*order.split() * 6, *["closed"] * 6]
+    assert {name: [len(times) for times in taken[name]] for name in models} == {"a": [5] * 3, "b": [5] * 3}
+    assert [len(times) for times in spent["b"]] == [5] * 3
 
 
 def test_summary_by_hand():

@@ -41,6 +41,7 @@ def run_job(
     requests: int | None = None,
     onednn: str = "default",
     loads: int = 1,
+    in_a_row: int = 1,
 ) -> dict[str, Any]:
     """Runs `runner.py` on exports and returns its result; see there.
 
@@ -53,6 +54,7 @@ def run_job(
         requests: how many batches of each size; None for as many as 64 images make, at least 2.
         onednn: of `ONEDNN`; a process of its own has each.
         loads: how often each export is loaded, where that is timed.
+        in_a_row: requests that a model answers before it is the next one's turn.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -65,6 +67,7 @@ def run_job(
             "seconds": seconds,
             "requests": requests,
             "loads": loads,
+            "in_a_row": in_a_row,
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(

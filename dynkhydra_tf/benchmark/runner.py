@@ -4,16 +4,18 @@
 
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
-at least 2, "loads": how often each is loaded}. Its result: {"load_ms": {name: [ms, ...]},
-"memory_mb": {name: growth}, "times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name:
-outputs for the first 64 images}}. In place of a directory there may be a .onnx file, which ONNX Runtime
-answers, or a .torch file, see `pytorch.py`.
+at least 2, "in_a_row": how many of them a model answers before it is the next one's turn, "loads": how often
+each is loaded}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth}, "times_ms" and
+"cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}. In place of
+a directory there may be a .onnx file, which ONNX Runtime answers, or a .torch file, see `pytorch.py`.
 
-All models are loaded, then every request is answered by each model in turn (A B A B): what slows the machine
-down for a while slows all alike.
+All models are loaded, then they answer in turn, each so many requests in a row, again and again: what slows
+the machine down for a while slows all alike. After each turn a model finds the processor's caches full of the
+others' weights, so only with many in a row does it run as in a server that has no other.
 """
 
 import importlib.util
+import itertools
 import pathlib
 import pickle
 import sys
@@ -122,9 +124,10 @@ def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
     taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
+    turns = [range(first, count)[: job["in_a_row"]] for first in range(0, count, job["in_a_row"])]
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
-        for index in range(count):
-            for name in models:
+        for turn, name in itertools.product(turns, models):
+            for index in turn:
                 start, cpu = time.perf_counter(), time.process_time()
                 requests[name][index].run()
                 if rounds:
