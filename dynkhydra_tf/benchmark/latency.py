@@ -2,15 +2,14 @@
 
     python -m dynkhydra_tf.benchmark.latency runs/cifar100 runs/cifar100_plain --taus=0,0.05,0.1,0.2,0.5
 
-Accuracy and lambda are those of the whole test split, the time that of some of its images, evenly spaced
-over the split, in a process of its own for each runtime: the networks take turns, each at each tau answers a
-few requests in a row, as in a server that has no other model, again and again, so that what slows the machine
-down for a while slows all alike. TensorFlow
-answers through its C API (the loader of TensorFlow Serving), ONNX Runtime from Python. A Hydra is timed
-as `export.py` serves it, checks and labels included, a plain network without these; both have their batch
-normalisation folded. Runs that differ in their seeds alone are one network: its accuracy is their mean,
-its time the first one's; in int8 both are the first one's, and accuracy and lambda those of the quantised
-file.
+Accuracy and lambda are those of the whole test split, the time that of some of its images, evenly spaced over
+the split, in a process of its own for each runtime: the networks take turns, each at each tau answers a few
+requests in a row, as in a server that has no other model, again and again, so that what slows the machine
+down for a while slows all alike. TensorFlow answers through its C API (the loader of TensorFlow Serving),
+ONNX Runtime from Python. A Hydra is timed as `export.py` serves it, checks and labels included, a plain
+network without these; both have their batch normalisation folded. Runs that differ in their seeds alone are
+one network: its accuracy is their mean, its time the first one's; in int8 both are the first one's, and
+accuracy and lambda those of the quantised file.
 "plain ms" is what a plain network of a Hydra's measured accuracy takes, on the line between two plain runs.
 Writes latency.json, latency.csv and latency.png into --output_dir; `--redraw=latency.json` draws the
 picture again, without the runs.
