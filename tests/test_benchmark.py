@@ -23,7 +23,8 @@ def benchmark(run_command):
 @pytest.mark.parametrize(
     ("in_a_row", "order"), [(1, "a0 b0 a1 b1 a2 b2"), (2, "a0 a1 b0 b1 a2 b2"), (9, "a0 a1 a2 b0 b1 b2")]
 )
-def test_models_answer_in_turn_some_requests_in_a_row(in_a_row, order):
+def test_models_answer_in_turn_some_requests_in_a_row(monkeypatch, in_a_row, order):
+    monkeypatch.setattr(runner, "IN_A_ROW", in_a_row)
     answered = []
 
     class Request:
@@ -37,7 +38,7 @@ def test_models_answer_in_turn_some_requests_in_a_row(in_a_row, order):
         def __init__(self, name):
             self.request = lambda inputs, signature: Request(name, inputs["images"][0])
 
-    job = {"images": np.arange(3), "requests": 3, "in_a_row": in_a_row, "seconds": 0}
+    job = {"images": np.arange(3), "requests": 3, "seconds": 0}
     models = {name: Model(name) for name in "ab"}
     taken, spent = runner.times(models, job | {"models": {name: ("", "") for name in models}}, 1)
     assert answered == [*order.split() * 6, *["closed"] * 6]
@@ -77,6 +78,18 @@ def test_comparison_with_a_file_of_one_setting_of_onednn():
     older = {"environment": {"oneDNN in inference": "off"}, "inference": [row]}
     newer = {"inference": [row | {"onednn": told} for told in ("on", "off")]}
     assert command.slower_or_faster(older, newer).startswith("None of 1 times changed")
+
+
+@pytest.mark.parametrize(("requests", "compared"), [({}, 0), ({"requests in a row": 32}, 1)])
+def test_comparison_leaves_out_inference_with_other_turns(requests, compared):
+    numbers = {"ms": 1.0, "low": 1.0, "high": 1.0}
+    row = {"threads": 1, "onednn": "on", "batch_size": 1, "subjects": {"hydra": numbers}}
+    growth = {"onednn": "on", "depth": 1, "num_branches": 4, "batches": {"1": numbers}}
+    training = {"depth": 1, "num_branches": 4, "batch_size": 8, "steps": {"routed": numbers}}
+    older = {"environment": requests, "inference": [row], "growth": [growth], "training": [training]}
+    newer = older | {"environment": environment.describe("on")}
+    expected = f"None of {1 + 2 * compared} times changed"
+    assert command.slower_or_faster(older, newer).startswith(expected)
 
 
 def test_the_gate_spreads_and_tau_sets_lambda():

@@ -6,6 +6,8 @@ import platform
 import keras
 import tensorflow as tf
 
+from dynkhydra_tf.benchmark import runner
+from dynkhydra_tf.benchmark.results import IN_A_ROW
 from dynkhydra_tf.machine import describe_machine
 
 # What a server's TensorFlow is told: to run its convolutions with oneDNN or not, or nothing. Then it does so
@@ -21,11 +23,12 @@ def with_onednn(onednn: str) -> dict[str, str]:
 
 
 def describe(onednn: str) -> dict[str, str | int]:
-    """Returns processor, cores, GPUs, versions and what inference is told of oneDNN, as a flat dict."""
+    """Returns processor, cores, GPUs, versions and how inference is timed, as a flat dict."""
     machine = describe_machine().items()
     return {
         **{name: ", ".join(told) if isinstance(told, list) else told for name, told in machine},
         "oneDNN in inference": onednn,
+        IN_A_ROW: runner.IN_A_ROW,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,6 @@ def run_job(
     requests: int | None = None,
     onednn: str = "default",
     loads: int = 1,
-    in_a_row: int = 1,
 ) -> dict[str, Any]:
     """Runs `runner.py` on exports and returns its result; see there.
 
@@ -54,7 +52,6 @@ def run_job(
         requests: how many batches of each size; None for as many as 64 images make, at least 2.
         onednn: of `ONEDNN`; a process of its own has each.
         loads: how often each export is loaded, where that is timed.
-        in_a_row: requests that a model answers before it is the next one's turn.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = pathlib.Path(folder) / "job.pickle", pathlib.Path(folder) / "result.pickle"
@@ -67,7 +64,6 @@ def run_job(
             "seconds": seconds,
             "requests": requests,
             "loads": loads,
-            "in_a_row": in_a_row,
         }
         job.write_bytes(pickle.dumps(content))
         done = subprocess.run(
@@ -206,6 +202,22 @@ def _shares(summary, count):
     return f"Of the time at lambda {count}: {shares}"
 
 
+class _Called:
+    """A function of a batch in the place of a model of the runner's; and, with a batch, a request to it."""
+
+    def __init__(self, answer: Callable, images: np.ndarray | None = None) -> None:
+        self.answer, self.images = answer, images
+
+    def request(self, inputs, signature):
+        return _Called(self.answer, inputs["images"])
+
+    def run(self):
+        self.answer(self.images)
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to release."""
+
+
 def edge_runtimes(
     folder: str | os.PathLike,
     depth: int,
@@ -247,22 +259,11 @@ def edge_runtimes(
     if hydra in answers:
         static = onnx.function_to_onnx(subjects.static_function(model, count))
         answers[limit] = onnx.run(static, threads=1)
+    models = {name: _Called(answer) for name, answer in answers.items()}
+    job = {"models": dict.fromkeys(models, ("", "")), "images": images, "requests": None, "seconds": seconds}
     results: list[dict[str, Any]] = []
     for size in batch_sizes:
-        batches = [images[i * size : (i + 1) * size] for i in range(max(2, 64 // size))]
-        taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in answers}
-        spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in answers}
-        rounds, end = 0, None
-        while rounds < 6 or time.perf_counter() < end:
-            for index, batch in enumerate(batches):
-                for name, answer in answers.items():
-                    start, cpu = time.perf_counter(), time.process_time()
-                    answer(batch)
-                    if rounds:
-                        taken[name][index].append((time.perf_counter() - start) * 1e3)
-                        spent[name][index].append((time.process_time() - cpu) * 1e3)
-            rounds += 1
-            end = end or time.perf_counter() + seconds
+        taken, spent = runner.times(models, job, size)
         row = {"threads": 1, "batch_size": size, "subjects": summarise(taken, reference, spent)}
         if hydra in answers:
             row["onnx_over_limit"] = summarise(taken, limit, spent)[hydra]["over"]

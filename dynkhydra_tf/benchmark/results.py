@@ -7,6 +7,10 @@ from typing import Any
 
 from dynkhydra_tf.errors import UserError
 
+IN_A_ROW = (
+    "requests in a row"  # `runner.IN_A_ROW` in a file's environment; without it models took turns after each
+)
+
 
 def read_results(
     path: str, flag: str, kind: str, check: Callable[[dict[str, Any]], object]

@@ -4,14 +4,14 @@
 
 A job: {"native": path of native.py, "models": {name: (directory, signature)}, "images": (n, S, S, 3),
 "batch_sizes": [B], "threads": int, "seconds": float, "requests": int, or None for as many as 64 images make,
-at least 2, "in_a_row": how many of them a model answers before it is the next one's turn, "loads": how often
-each is loaded}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb": {name: growth}, "times_ms" and
-"cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the first 64 images}}. In place of
-a directory there may be a .onnx file, which ONNX Runtime answers, or a .torch file, see `pytorch.py`.
+at least 2, "loads": how often each is loaded}. Its result: {"load_ms": {name: [ms, ...]}, "memory_mb":
+{name: growth}, "times_ms" and "cpu_ms": {B: {name: [n requests][rounds]}}, "answers": {name: outputs for the
+first 64 images}}. In place of a directory there may be a .onnx file, which ONNX Runtime answers, or a .torch
+file, see `pytorch.py`.
 
-All models are loaded, then they answer in turn, each so many requests in a row, again and again: what slows
-the machine down for a while slows all alike. After each turn a model finds the processor's caches full of the
-others' weights, so only with many in a row does it run as in a server that has no other.
+All models are loaded, then they answer in turn, again and again: what slows the machine down for a while
+slows all alike. After the others' turns a model finds the processor's caches full of their weights, so each
+answers up to `IN_A_ROW` requests before it is the next one's turn: as in a server that has no other model.
 """
 
 import importlib.util
@@ -22,6 +22,8 @@ import sys
 import time
 from types import ModuleType
 from typing import Any
+
+IN_A_ROW = 32  # requests: hardly any finds caches full of another model's weights, and turns are still short
 
 
 def rss_mb() -> float:
@@ -114,7 +116,13 @@ def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
 
 
 def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
-    """Times in ms of each model's answers to some batches, round after round: by the clock, of the CPUs."""
+    """Times in ms of each model's answers to some batches, round after round: by the clock, of the CPUs.
+
+    Args:
+        models: {name: with `request` as `OnnxModel` has it}.
+        job: with models, images, requests and seconds.
+        batch_size: images in a request.
+    """
     count = job["requests"] or max(2, 64 // batch_size)
     batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
     requests = {
@@ -124,7 +132,7 @@ def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
     taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
-    turns = [range(first, count)[: job["in_a_row"]] for first in range(0, count, job["in_a_row"])]
+    turns = [range(first, count)[:IN_A_ROW] for first in range(0, count, IN_A_ROW)]
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
         for turn, name in itertools.product(turns, models):
             for index in turn:

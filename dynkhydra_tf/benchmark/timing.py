@@ -25,7 +25,6 @@ from dynkhydra_tf.serving.reference import TOLERANCE
 from dynkhydra_tf.settings import DataSettings, by_role, without_effect
 
 IMAGES = 256  # timed at batch 1; their mean lambda is within about 3 % of the split's
-IN_A_ROW = 32  # requests: hardly any finds caches full of another model's weights, and turns are still short
 
 
 def open_runs(paths: Iterable[str]) -> dict[str, FinishedRun]:
@@ -238,7 +237,7 @@ def measure(
     seconds: float,
     onednn: str = "default",
 ) -> dict[str, dict[str, float]]:
-    """Times exports in turn, each `IN_A_ROW` requests: as a server that has no other model.
+    """Times exports in turn, each as in a server that has no other model.
 
     Args:
         subjects: by name.
@@ -255,7 +254,7 @@ def measure(
     """
     places = {key: subject.place for key, subject in subjects.items()}
     count = len(images) // batch_size
-    result = run_job(places, images, [batch_size], threads, seconds, count, onednn, in_a_row=IN_A_ROW)
+    result = run_job(places, images, [batch_size], threads, seconds, count, onednn)
     for key, subject in subjects.items():
         if subject.probabilities is None:
             continue
