@@ -1,4 +1,5 @@
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from dynkhydra_tf.figures.latency import save_latency
 from tests.conftest import overlapping
@@ -57,3 +58,11 @@ def test_panels_seeds_and_the_line_to_beat(drawn, tmp_path):
     legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert legend == ["d1", "d2", "long"]
     assert "over seeds" in first.get_ylabel()
+
+
+def test_many_networks_differ_and_none_is_grey_as_the_line_to_beat(drawn, tmp_path):
+    rows = [row for n in range(12) for row in latency_rows(f"h{n}", [0, 0.1], [n + 2.0, n + 1.0], [0.7, 0.6])]
+    save_latency(rows, "title", tmp_path / "latency.png")
+    looks = [(to_rgb(line.get_color()), line.get_marker()) for line in drawn[0].axes[0].lines]
+    assert len(looks) == len(set(looks)) == 12
+    assert all(len(set(colour)) > 1 for colour, _ in looks)

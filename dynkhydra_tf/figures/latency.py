@@ -10,6 +10,7 @@ from dynkhydra_tf.figures.labels import label_points
 # Of the first runtime, of the second, of the third.
 _FILLED = {"filled": ("full", None), "hollow": ("full", "white"), "half filled": ("left", None)}
 _LINES = ("-", "--", ":")
+_COLOURS = [f"C{number}" for number in range(10) if number != 7]  # C7 is grey, as the line to beat
 
 
 def save_latency(rows: list[dict], title: str, path: style.Path) -> None:
@@ -76,8 +77,8 @@ def _draw_line(axes, rows, number, runtime):
         top1,
         xerr=np.maximum([ms - low, high - ms], 0),
         yerr=None if None in spread else spread,
-        marker="osD^vP*X<>"[number // 10 % 10] if not plain else "sD^vP*X<>h"[number % 10],
-        color=f"C{number % 10}",
+        marker="osD^vP*X<>"[number // len(_COLOURS) % 10] if not plain else "sD^vP*X<>h"[number % 10],
+        color=_COLOURS[number % len(_COLOURS)],
         fillstyle=fill,
         markerfacecolor=face,
         markerfacecoloralt="white",
