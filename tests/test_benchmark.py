@@ -20,16 +20,13 @@ def benchmark(run_command):
     return run
 
 
-@pytest.mark.parametrize(
-    ("in_a_row", "order"), [(1, "a0 b0 a1 b1 a2 b2"), (2, "a0 a1 b0 b1 a2 b2"), (9, "a0 a1 a2 b0 b1 b2")]
-)
-def test_models_answer_in_turn_some_requests_in_a_row(monkeypatch, in_a_row, order):
-    monkeypatch.setattr(runner, "IN_A_ROW", in_a_row)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64])
+def test_models_answer_all_requests_in_turn_from_others_on_in_each_round(count):
     answered = []
 
     class Request:
         def __init__(self, name, index):
-            self.run = lambda: answered.append(f"{name}{index}")
+            self.run = lambda: answered.append((name, index))
 
         def __exit__(self):
             answered.append("closed")
@@ -38,12 +35,20 @@ def test_models_answer_in_turn_some_requests_in_a_row(monkeypatch, in_a_row, ord
         def __init__(self, name):
             self.request = lambda inputs, signature: Request(name, inputs["images"][0])
 
-    job = {"images": np.arange(3), "requests": 3, "seconds": 0}
+    job = {"images": np.arange(count), "requests": count, "seconds": 0}
     models = {name: Model(name) for name in "ab"}
     taken, spent = runner.times(models, job | {"models": {name: ("", "") for name in models}}, 1)
-    assert answered == [*order.split() * 6, *["closed"] * 6]
-    assert {name: [len(times) for times in taken[name]] for name in models} == {"a": [5] * 3, "b": [5] * 3}
-    assert [len(times) for times in spent["b"]] == [5] * 3
+    assert answered[12 * count :] == ["closed"] * (2 * count)
+    turns = [answered[start : start + count] for start in range(0, 12 * count, count)]
+    assert all(
+        sorted(turn) == [("ab"[n % 2], index) for index in range(count)] for n, turn in enumerate(turns)
+    )
+    firsts = [[turn[0][1] for turn in turns if turn[0][0] == name] for name in "ab"]
+    assert firsts[0] == firsts[1] and len(set(firsts[0])) == min(count, 6)
+    assert {name: [len(times) for times in taken[name]] for name in models} == dict.fromkeys(
+        "ab", [5] * count
+    )
+    assert [len(times) for times in spent["b"]] == [5] * count
 
 
 def test_summary_by_hand():
@@ -80,7 +85,7 @@ def test_comparison_with_a_file_of_one_setting_of_onednn():
     assert command.slower_or_faster(older, newer).startswith("None of 1 times changed")
 
 
-@pytest.mark.parametrize(("requests", "compared"), [({}, 0), ({"requests in a row": 32}, 1)])
+@pytest.mark.parametrize(("requests", "compared"), [({}, 0), ({"a model's turn": "all requests"}, 1)])
 def test_comparison_leaves_out_inference_with_other_turns(requests, compared):
     numbers = {"ms": 1.0, "low": 1.0, "high": 1.0}
     row = {"threads": 1, "onednn": "on", "batch_size": 1, "subjects": {"hydra": numbers}}

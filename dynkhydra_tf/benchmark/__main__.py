@@ -25,7 +25,7 @@ import numpy as np
 import threadpoolctl
 
 from dynkhydra_tf import cli, figures
-from dynkhydra_tf.benchmark.results import IN_A_ROW, read_results
+from dynkhydra_tf.benchmark.results import TURN, read_results
 from dynkhydra_tf.errors import UserError
 from dynkhydra_tf.fields import Checked, setting
 from dynkhydra_tf.files import check_writable, write_json
@@ -155,7 +155,7 @@ def slower_or_faster(older: dict, newer: dict) -> str:
 
     Args:
         older, newer: contents of two benchmark.json. What only one of them has is left out, and inference
-            where they have not as many requests in a row.
+            where their models did not take turns alike.
     """
     before, after = _timings(older), _timings(newer)
     both = [what for what in after if what in before]
@@ -178,16 +178,16 @@ def _timings(results):
     environment = results.get("environment", {})
     # Once it was one setting for a whole file, and for growth the first of several.
     usual = environment.get("oneDNN in inference", "default").partition(",")[0]
-    in_a_row = f"{environment.get(IN_A_ROW, 1)} in a row"
+    turns = f"turns of {environment.get(TURN, 'one request')}"
     for section in ("inference", "equal_accuracy", "edge"):
         for row in results.get(section, []):
             told = "" if section == "edge" else f", oneDNN {row.get('onednn', usual)}"
             told += f", {row['runtime']}" if "runtime" in row else ""
-            where = f"{section}, {in_a_row}, threads {row['threads']}{told}, batch {row['batch_size']}"
+            where = f"{section}, {turns}, threads {row['threads']}{told}, batch {row['batch_size']}"
             found |= {f"{where}: {name}": times for name, times in row["subjects"].items()}
     for row in results.get("growth", []):
         told = f"oneDNN {row.get('onednn', usual)}"
-        where = f"growth, {in_a_row}, {told}, d={row['depth']}, nb={row['num_branches']}"
+        where = f"growth, {turns}, {told}, d={row['depth']}, nb={row['num_branches']}"
         found |= {f"{where}, batch {size}": times for size, times in row["batches"].items()}
     for row in results.get("training", []):
         where = f"training, d={row['depth']}, nb={row['num_branches']}, batch {row['batch_size']}"

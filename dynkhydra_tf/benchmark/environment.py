@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dynkhydra_tf.benchmark import runner
-from dynkhydra_tf.benchmark.results import IN_A_ROW
+from dynkhydra_tf.benchmark.results import TURN
 from dynkhydra_tf.machine import describe_machine
 
 # What a server's TensorFlow is told: to run its convolutions with oneDNN or not, or nothing. Then it does so
@@ -28,7 +28,7 @@ def describe(onednn: str) -> dict[str, str | int]:
     return {
         **{name: ", ".join(told) if isinstance(told, list) else told for name, told in machine},
         "oneDNN in inference": onednn,
-        IN_A_ROW: runner.IN_A_ROW,
+        TURN: runner.TURN,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),

@@ -3,9 +3,9 @@
     python -m dynkhydra_tf.benchmark.latency runs/cifar100 runs/cifar100_plain --taus=0,0.05,0.1,0.2,0.5
 
 Accuracy and lambda are those of the whole test split, the time that of some of its images, evenly spaced over
-the split, in a process of its own for each runtime: the networks take turns, each at each tau answers a few
-requests in a row, as in a server that has no other model, again and again, so that what slows the machine
-down for a while slows all alike. TensorFlow answers through its C API (the loader of TensorFlow Serving),
+the split, in a process of its own for each runtime: the networks take turns, each at each tau answers all of
+them in its turn, as in a server that has no other model, again and again, so that what slows the machine down
+for a while slows all alike. TensorFlow answers through its C API (the loader of TensorFlow Serving),
 ONNX Runtime from Python. A Hydra is timed as `export.py` serves it, checks and labels included, a plain
 network without these; both have their batch normalisation folded. Runs that differ in their seeds alone are
 one network: its accuracy is their mean, its time the first one's; in int8 both are the first one's, and

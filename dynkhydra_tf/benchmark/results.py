@@ -7,9 +7,7 @@ from typing import Any
 
 from dynkhydra_tf.errors import UserError
 
-IN_A_ROW = (
-    "requests in a row"  # `runner.IN_A_ROW` in a file's environment; without it models took turns after each
-)
+TURN = "a model's turn"  # the key of `runner.TURN` in a file's environment; once a turn was one request
 
 
 def read_results(

@@ -11,7 +11,8 @@ file, see `pytorch.py`.
 
 All models are loaded, then they answer in turn, again and again: what slows the machine down for a while
 slows all alike. After the others' turns a model finds the processor's caches full of their weights, so each
-answers up to `IN_A_ROW` requests before it is the next one's turn: as in a server that has no other model.
+answers all requests before it is the next one's turn, and from another one on in each round: those that find
+the caches so are others each time, and the median over the rounds is that of a server with no other model.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ import time
 from types import ModuleType
 from typing import Any
 
-IN_A_ROW = 32  # requests: hardly any finds caches full of another model's weights, and turns are still short
+TURN = "all requests"  # what a model answers before it is the next one's turn
 
 
 def rss_mb() -> float:
@@ -132,15 +133,14 @@ def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
     taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
     end, rounds = None, 0
-    turns = [range(first, count)[:IN_A_ROW] for first in range(0, count, IN_A_ROW)]
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
-        for turn, name in itertools.product(turns, models):
-            for index in turn:
-                start, cpu = time.perf_counter(), time.process_time()
-                requests[name][index].run()
-                if rounds:
-                    taken[name][index].append((time.perf_counter() - start) * 1e3)
-                    spent[name][index].append((time.process_time() - cpu) * 1e3)
+        first = rounds * round(0.618 * count) % count  # the golden section: they lie far from one another
+        for name, index in itertools.product(models, [*range(first, count), *range(first)]):
+            start, cpu = time.perf_counter(), time.process_time()
+            requests[name][index].run()
+            if rounds:
+                taken[name][index].append((time.perf_counter() - start) * 1e3)
+                spent[name][index].append((time.process_time() - cpu) * 1e3)
         rounds += 1
         if rounds == 1:
             end = time.perf_counter() + job["seconds"]
