@@ -61,8 +61,12 @@ def test_panels_seeds_and_the_line_to_beat(drawn, tmp_path):
 
 
 def test_many_networks_differ_and_none_is_grey_as_the_line_to_beat(drawn, tmp_path):
-    rows = [row for n in range(12) for row in latency_rows(f"h{n}", [0, 0.1], [n + 2.0, n + 1.0], [0.7, 0.6])]
+    rows = latency_rows("plain", [None], [9.0], [0.7])
+    for n in range(17):
+        rows += latency_rows(f"h{n}", [0, 0.1], [n + 2.0, n + 1.0], [0.7, 0.6])
+        rows += [row | {"epochs": n} for row in latency_rows(f"p{n}", [None], [n + 3.0], [0.5])]
     save_latency(rows, "title", tmp_path / "latency.png")
-    looks = [(to_rgb(line.get_color()), line.get_marker()) for line in drawn[0].axes[0].lines]
-    assert len(looks) == len(set(looks)) == 12
+    lines = [line for line in drawn[0].axes[0].lines if line.get_marker() != "None"]
+    looks = [(to_rgb(line.get_color()), line.get_marker()) for line in lines]
+    assert len(looks) == len(set(looks)) == 35
     assert all(len(set(colour)) > 1 for colour, _ in looks)

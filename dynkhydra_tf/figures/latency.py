@@ -10,6 +10,7 @@ from dynkhydra_tf.figures.labels import label_points
 # Of the first runtime, of the second, of the third.
 _FILLED = {"filled": ("full", None), "hollow": ("full", "white"), "half filled": ("left", None)}
 _LINES = ("-", "--", ":")
+_PLAIN, _HYDRA = "sD^vP*X<>h", "opd8"  # markers
 _COLOURS = [f"C{number}" for number in range(10) if number != 7]  # C7 is grey, as the line to beat
 
 
@@ -77,7 +78,7 @@ def _draw_line(axes, rows, number, runtime):
         top1,
         xerr=np.maximum([ms - low, high - ms], 0),
         yerr=None if None in spread else spread,
-        marker="osD^vP*X<>"[number // len(_COLOURS) % 10] if not plain else "sD^vP*X<>h"[number % 10],
+        marker=_PLAIN[number % len(_PLAIN)] if plain else _HYDRA[number // len(_COLOURS) % len(_HYDRA)],
         color=_COLOURS[number % len(_COLOURS)],
         fillstyle=fill,
         markerfacecolor=face,
