@@ -4,6 +4,7 @@ The limit is stem + gater + lambda branches + combiner on the whole batch, with 
 alone, and the stem and the gater, are measured too: the differences say where the time goes.
 """
 
+import functools
 import itertools
 import os
 import pathlib
@@ -202,22 +203,6 @@ def _shares(summary, count):
     return f"Of the time at lambda {count}: {shares}"
 
 
-class _Called:
-    """A function of a batch in the place of a model of the runner's; and, with a batch, a request to it."""
-
-    def __init__(self, answer: Callable, images: np.ndarray | None = None) -> None:
-        self.answer, self.images = answer, images
-
-    def request(self, inputs, signature):
-        return _Called(self.answer, inputs["images"])
-
-    def run(self):
-        self.answer(self.images)
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to release."""
-
-
 def edge_runtimes(
     folder: str | os.PathLike,
     depth: int,
@@ -259,11 +244,13 @@ def edge_runtimes(
     if hydra in answers:
         static = onnx.function_to_onnx(subjects.static_function(model, count))
         answers[limit] = onnx.run(static, threads=1)
-    models = {name: _Called(answer) for name, answer in answers.items()}
-    job = {"models": dict.fromkeys(models, ("", "")), "images": images, "requests": None, "seconds": seconds}
     results: list[dict[str, Any]] = []
     for size in batch_sizes:
-        taken, spent = runner.times(models, job, size)
+        batches = runner.batches_of(images, size)
+        requests = {
+            name: [functools.partial(answer, batch) for batch in batches] for name, answer in answers.items()
+        }
+        taken, spent = runner.in_turn(requests, seconds)
         row = {"threads": 1, "batch_size": size, "subjects": summarise(taken, reference, spent)}
         if hydra in answers:
             row["onnx_over_limit"] = summarise(taken, limit, spent)[hydra]["over"]

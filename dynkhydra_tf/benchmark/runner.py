@@ -21,6 +21,7 @@ import pathlib
 import pickle
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -116,38 +117,53 @@ def load(native: ModuleType, job: dict) -> tuple[dict, dict, dict]:
     return models, load_ms, memory_mb
 
 
-def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
-    """Times in ms of each model's answers to some batches, round after round: by the clock, of the CPUs.
+def batches_of(images: Any, batch_size: int, count: int | None = None) -> list:
+    """Returns the first `count` batches of images; None: as many as 64 images make, at least 2."""
+    return [images[i * batch_size : (i + 1) * batch_size] for i in range(count or max(2, 64 // batch_size))]
+
+
+def in_turn(requests: Mapping[str, Sequence[Callable[[], object]]], seconds: float) -> tuple[dict, dict]:
+    """Times requests, round after round.
 
     Args:
-        models: {name: with `request` as `OnnxModel` has it}.
-        job: with models, images, requests and seconds.
-        batch_size: images in a request.
+        requests: {who answers: functions, each of which runs a request; as many for all}.
+        seconds: at least so long, and five rounds, after one that warms up.
+
+    Returns:
+        Two dicts {who: [requests][rounds]} in ms: by the clock, of the CPUs.
     """
-    count = job["requests"] or max(2, 64 // batch_size)
-    batches = [job["images"][i * batch_size : (i + 1) * batch_size] for i in range(count)]
-    requests = {
-        name: [model.request({"images": batch}, job["models"][name][1]) for batch in batches]
-        for name, model in models.items()
-    }
-    taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
-    spent: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in models}
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in own] for name, own in requests.items()}
+    spent: dict[str, list[list[float]]] = {name: [[] for _ in own] for name, own in requests.items()}
+    count = len(next(iter(requests.values())))
     end, rounds = None, 0
     while rounds < 6 or time.perf_counter() < end:  # the first round warms up
         first = rounds * round(0.618 * count) % count  # the golden section: they lie far from one another
-        for name, index in itertools.product(models, [*range(first, count), *range(first)]):
+        for name, index in itertools.product(requests, [*range(first, count), *range(first)]):
             start, cpu = time.perf_counter(), time.process_time()
-            requests[name][index].run()
+            requests[name][index]()
             if rounds:
                 taken[name][index].append((time.perf_counter() - start) * 1e3)
                 spent[name][index].append((time.process_time() - cpu) * 1e3)
         rounds += 1
         if rounds == 1:
-            end = time.perf_counter() + job["seconds"]
+            end = time.perf_counter() + seconds
+    return taken, spent
+
+
+def times(models: dict, job: dict, batch_size: int) -> tuple[dict, dict]:
+    """Times each model's answers to the job's batches of one size; see `in_turn`."""
+    batches = batches_of(job["images"], batch_size, job["requests"])
+    requests = {
+        name: [model.request({"images": batch}, job["models"][name][1]) for batch in batches]
+        for name, model in models.items()
+    }
+    measured = in_turn(
+        {name: [request.run for request in own] for name, own in requests.items()}, job["seconds"]
+    )
     for prepared in requests.values():
         for request in prepared:
             request.__exit__()
-    return taken, spent
+    return measured
 
 
 def main(job_path: str, result_path: str) -> None:

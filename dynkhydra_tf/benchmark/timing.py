@@ -253,8 +253,7 @@ def measure(
         UserError: an export does not answer as the Keras model does.
     """
     places = {key: subject.place for key, subject in subjects.items()}
-    count = len(images) // batch_size
-    result = run_job(places, images, [batch_size], threads, seconds, count, onednn)
+    result = run_job(places, images, [batch_size], threads, seconds, len(images) // batch_size, onednn)
     for key, subject in subjects.items():
         if subject.probabilities is None:
             continue
